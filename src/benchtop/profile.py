@@ -36,7 +36,9 @@ class Profile:
         """
         name = os.environ.get("BENCHTOP_PROFILE", name)
         if name not in NAMES:
-            raise ValueError(f"unknown profile {name!r}: expected one of {', '.join(NAMES)}; set it in the parameters cell")
+            raise ValueError(
+                f"unknown profile {name!r}: expected one of {', '.join(NAMES)}; set it in the parameters cell"
+            )
         if name == "gpu" and not torch.cuda.is_available():
             raise RuntimeError("profile 'gpu' needs a CUDA device and torch sees none: choose profile = \"laptop\"")
         if name == "smoke":
