@@ -1,0 +1,48 @@
+# Thin lines: what there is to do is in `benchtop`, this file only sees to the environment.
+PYTHON ?= python3
+EXTRAS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: book test lab run check bench bundle radar clean
+
+book: $(VENV)/.publish  ## run what is stale, build the pages, say which file to open
+	@$(BIN)/benchtop run --stale --profile laptop
+	@$(BIN)/benchtop build
+
+test: $(VENV)/.test  ## ruff, package, chapters (papermill and nbval in smoke), site
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check src tests benchmarks
+	BENCHTOP_PROFILE=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax tests book
+
+lab: $(VENV)/.lab  ## JupyterLab in the environment
+	$(BIN)/jupyter lab --notebook-dir=book
+
+run: $(VENV)/.publish  ## make run CHAPTER=pissa PROFILE=gpu
+	@test -n "$(CHAPTER)" || { echo "name a chapter: make run CHAPTER=pissa PROFILE=gpu"; exit 2; }
+	$(BIN)/benchtop run --all $(CHAPTER) --profile $(or $(PROFILE),laptop)
+
+check: $(VENV)/.publish  ## structure, fairness and planted mistakes of every chapter
+	$(BIN)/benchtop check
+
+bundle: $(VENV)/.publish  ## one zip that works from a USB stick
+	$(BIN)/benchtop bundle
+
+bench: $(VENV)/.test  ## the speed tables of the book
+	for file in benchmarks/*.py; do $(BIN)/python $$file; done
+
+radar: $(VENV)/.publish  ## does the book survive the newest releases?
+	$(BIN)/benchtop radar
+
+clean:
+	rm -rf $(VENV) _build ci-artefacts .pytest_cache .ruff_cache .hypothesis
+
+# One environment; each stamp adds an extra to it.
+$(VENV)/.publish $(VENV)/.test $(VENV)/.lab: $(VENV)/.%: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)")' && $(PYTHON) -m venv $(VENV); }
+	@echo "installing benchtop[$*$(addprefix $(comma),$(EXTRAS))] into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*$(addprefix $(comma),$(EXTRAS))]'
+	@touch $@
+
+comma := ,
