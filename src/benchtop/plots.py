@@ -33,18 +33,18 @@ STYLE = {
     "legend.fontsize": 9,
 }
 
+plt.rcParams.update(STYLE)  # for good, not in a context: legends and ticks made later must look alike
+
 
 def subplots(*args, **kwargs) -> tuple[Figure, Axes]:
-    """``plt.subplots`` in the style of the book."""
-    with plt.rc_context(STYLE):
-        return plt.subplots(*args, **kwargs)
+    """``plt.subplots``; a name of this module, so that the style of the book is set before the first figure."""
+    return plt.subplots(*args, **kwargs)
 
 
 def png(fig: Figure, colours: int = 64) -> bytes:
     """The figure as a palette PNG: a third of the usual size at no visible loss. Closes the figure."""
     raw = io.BytesIO()
-    with plt.rc_context(STYLE):
-        fig.savefig(raw, format="png", dpi=110)
+    fig.savefig(raw, format="png", dpi=110)
     plt.close(fig)
     small = io.BytesIO()
     flat = Image.open(raw).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
