@@ -83,7 +83,7 @@ class Raw(NamedTuple):
     classes: tuple[str, ...] = ()
     rows: "tuple[np.ndarray, np.ndarray, np.ndarray] | None" = None  # an official split; None: by hash
     vocabulary: tuple[str, ...] = ()
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] | None = None
 
 
 def load(name: str, device: "str | torch.device" = "cpu", size: int | None = None) -> Split:
@@ -132,7 +132,7 @@ def load(name: str, device: "str | torch.device" = "cpu", size: int | None = Non
         licence=entry["licence"],
         source=entry["source"],
         checksum=checksum,
-        extra={k: tensor(v) if hasattr(v, "dtype") else v for k, v in raw.extra.items()},
+        extra={k: tensor(v) if hasattr(v, "dtype") else v for k, v in (raw.extra or {}).items()},
     )
 
 
@@ -145,10 +145,19 @@ def split_rows(name: str, n: int, fractions: tuple[float, float] = (0.6, 0.2)) -
     return tuple(np.array(part, dtype=np.int64) for part in (order[:first], order[first:second], order[second:]))
 
 
+def short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
 def digest(raw: Raw) -> str:
     """Checksum of what a reader returned: types, shapes and bytes of all arrays, and the words."""
-    state = hashlib.sha256(repr([raw.classes, raw.vocabulary, sorted(raw.extra)]).encode())
-    arrays = [raw.x, raw.y, *(raw.rows or ()), *(v for _, v in sorted(raw.extra.items()) if hasattr(v, "dtype"))]
+    state = hashlib.sha256(repr([raw.classes, raw.vocabulary, sorted(raw.extra or ())]).encode())
+    arrays = [
+        raw.x,
+        raw.y,
+        *(raw.rows or ()),
+        *(v for _, v in sorted((raw.extra or {}).items()) if hasattr(v, "dtype")),
+    ]
     for array in arrays:
         if array is not None:
             state.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
@@ -185,7 +194,9 @@ def checksums(wanted: list[str]) -> dict[str, str]:
     selection (which modules, which characters), so that a record stays fresh under another Python; the record keeps
     the checksum of the text it really saw.
     """
-    return {name: describe(name).get("checksum") or describe(name)["selection"] for name in wanted}
+    return {
+        name: entry.get("checksum") or short_hash(entry["modules"]) for name in wanted for entry in [describe(name)]
+    }
 
 
 def read(name: str) -> Raw:

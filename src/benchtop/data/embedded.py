@@ -1,13 +1,13 @@
 """Sets that an installed package brings along: no network."""
 
-import hashlib
+import itertools
 import re
 import sysconfig
 from pathlib import Path
 
 import numpy as np
 
-from benchtop.data import DataError, Raw
+from benchtop.data import DataError, Raw, describe
 
 
 def digits(name: str) -> Raw:
@@ -23,30 +23,22 @@ def digits(name: str) -> Raw:
 # ---- the source of Python's standard library as a text ----
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # anything else is left out, so that ids never change
-MODULES = (  # pure Python, there from 3.11 on; the same parts on every version
-    """argparse ast base64 bdb bisect calendar cmd code codecs codeop configparser contextlib copy csv dataclasses
-    difflib dis doctest enum filecmp fnmatch fractions functools getopt gettext graphlib gzip heapq hmac imaplib
-    inspect json.encoder linecache locale mailbox numbers operator optparse os pdb pickle pkgutil platform plistlib
-    posixpath pprint queue random reprlib runpy sched selectors shelve shutil socketserver statistics string subprocess
-    tempfile textwrap threading timeit tokenize trace typing uuid weakref""".split(),
-    "json.decoder colorsys fileinput glob hashlib mimetypes ntpath shlex smtplib traceback".split(),
-    "compileall ftplib ipaddress pyclbr quopri rlcompleter tarfile zipapp".split(),
-)
-SELECTION = hashlib.sha256(repr((CHARACTERS, MODULES)).encode()).hexdigest()[:16]
 
 
-def standard_library() -> list[str]:
-    """Text of the training, validation and test modules; runs of three and more blank lines become one."""
+def standard_library(modules: list[list[str]]) -> list[str]:
+    """Text of the training, validation and test modules; several blank lines become one."""
     folder = Path(sysconfig.get_path("stdlib"))
     drop = re.compile(f"[^{re.escape(CHARACTERS)}]")
     texts = []
-    for part in MODULES:
+    for part in modules:
         sources = []
         for module in part:
             path = folder.joinpath(*module.split("."))
             path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
             if not path.exists():
-                raise DataError(f"stdlib: this Python has no {path}: use a Python that ships its standard library as source")
+                raise DataError(
+                    f"stdlib: this Python has no {path}: use a Python that ships its standard library as source"
+                )
             sources.append(drop.sub("", path.read_text(encoding="utf-8").expandtabs(4)))
         texts.append(re.sub(r"\n{3,}", "\n\n", "\n".join(sources)))
     return texts
@@ -54,10 +46,10 @@ def standard_library() -> list[str]:
 
 def stdlib_characters(name: str) -> Raw:
     """Source of the standard library, one token a character."""
-    texts = standard_library()
+    texts = standard_library(describe(name)["modules"])
     ids = [np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) for text in texts]
     code = np.zeros(128, np.int64)
     code[[ord(c) for c in CHARACTERS]] = np.arange(len(CHARACTERS))
     ends = np.cumsum([0, *map(len, ids)])
-    rows = tuple(np.arange(a, b) for a, b in zip(ends[:-1], ends[1:]))
+    rows = tuple(np.arange(a, b) for a, b in itertools.pairwise(ends))
     return Raw(code[np.concatenate(ids)], rows=rows, vocabulary=tuple(CHARACTERS))
