@@ -1,0 +1,105 @@
+"""The command ``benchtop``: thin functions, one a command."""
+
+import os
+import sys
+import time
+from typing import Annotated, Optional
+
+import typer
+
+from benchtop.profile import NAMES
+from benchtop.publish.chapter import Book, BookError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run, check and print Benchtop Deep Learning.")
+Names = Annotated[Optional[list[str]], typer.Argument(help="slugs or parts; all chapters if none is given")]  # noqa: UP045
+
+
+@app.command()
+def run(
+    names: Names = None,
+    profile: Annotated[str, typer.Option(help="smoke, laptop or gpu")] = "laptop",
+    everything: Annotated[bool, typer.Option("--all/--stale", help="fresh chapters too, or only stale ones")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="chapters at a time")] = 1,
+) -> None:
+    """Execute chapters and keep their records."""
+    from benchtop.publish.run import run as execute
+
+    if profile not in NAMES:
+        raise BookError(f"unknown profile {profile!r}: expected one of {', '.join(NAMES)}")
+    chapters, start, failed, done = Book.find().select(names), time.time(), 0, 0
+    for result in execute(chapters, profile, everything=everything, jobs=jobs):
+        done, failed = done + 1, failed + bool(result.error)
+        print(f"{result.slug}: {result.error or result.outcome} ({result.seconds:.1f} s)", flush=True)
+    print(f"{done} run, {len(chapters) - done} fresh, {failed} failed, {time.time() - start:.0f} s")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_() -> None:
+    """Each chapter with its verdict and the state of its records."""
+    for chapter in Book.find().select():
+        states = "  ".join(f"{name} {chapter.status(name)}" for name in NAMES)
+        outcome = (chapter.record("laptop") or {}).get("outcome", "not measured")
+        print(f"{chapter.part}/{chapter.slug}: {outcome}  ({states})")
+
+
+@app.command()
+def build() -> None:
+    """Make the HTML pages in _build/html, with warnings as errors."""
+    from benchtop.publish.site import build as make
+
+    print(f"open {make(Book.find())}")
+
+
+@app.command()
+def check(
+    names: Names = None,
+    fast: Annotated[bool, typer.Option("--fast", help="only what is read, nothing that has to run")] = False,
+) -> None:
+    """Structure, fairness, exercises, planted mistakes, peers: one line for each thing that is wrong."""
+    from benchtop.publish.check import RULES, TRIALS
+    from benchtop.publish.check import check as findings
+
+    chapters, found = (book := Book.find()).select(names), 0
+    for finding in findings(chapters, book, RULES if fast else RULES + TRIALS):
+        found += 1
+        print(finding, flush=True)
+    print(f"{len(chapters)} chapters, {found} findings")
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def mutate(slug: str) -> None:
+    """Plant mistakes in a chapter's technique and say which ones its checks miss."""
+    from benchtop.publish.mutate import mutate as plant
+
+    reports = [plant(chapter) for chapter in Book.find().select([slug])]
+    print("\n".join(line for report in reports for line in report.lines()))
+    if not all(report.passed for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def radar(names: Names = None) -> None:
+    """Run chapters in smoke against the newest releases that the ranges allow, in a throw-away environment."""
+    from benchtop.publish.radar import radar as sweep
+
+    broken = 0
+    for fine, line in sweep(Book.find(), names):
+        broken += not fine
+        print(line, flush=True)
+    if broken:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Errors of ours are one line on standard error; anything else keeps its traceback."""
+    try:
+        app()
+    except (BookError, ValueError, LookupError) as error:
+        if os.environ.get("BENCHTOP_TRACEBACK"):
+            raise
+        print(f"benchtop: {error}", file=sys.stderr)
+        sys.exit(1)
