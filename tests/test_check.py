@@ -276,6 +276,7 @@ BROKEN = [
     # ---- fairness ----
     (arm(values={"lr": 0.4}), "lr = 0.4 of Shift lies at the edge of its grid [0.1, 0.2, 0.4]"),
     (arm(grid={"lr": [0.1, 0.2]}, values={"lr": 0.1}), "lr = 0.1 of Shift lies at the edge"),
+    (arm(grid={"lr": [0.1]}, values={"lr": 0.1}), "the grid of Shift is one point"),
     (arm(grid={"lr": [0.1, 0.2, 0.3, 0.4]}), "unequal tuning budgets: Scale 3 points x 4 seeds x 100 steps, Shift 4"),
     (arm(steps=200), "unequal tuning budgets"),
     (arm(seeds=[0, 1]), "unequal tuning budgets"),

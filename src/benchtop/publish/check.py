@@ -410,6 +410,8 @@ def unfair(claim: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"the arm {arm} was not tuned", "pass claim.test(..., tuning=bt.best(runs, 'validation loss'))"
     for arm, choice in tuning.items():
         points = math.prod(len(values) for values in choice["grid"].values())
+        if points == 1:
+            yield f"the grid of {arm} is one point", "tune it: lr=[...] with three values or more"
         spent[arm] = f"{points} points x {len(choice['seeds'])} seeds x {choice['steps']} steps"
         for name, value in choice["values"].items():
             grid = sorted(choice["grid"].get(name, []))

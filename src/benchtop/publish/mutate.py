@@ -265,6 +265,19 @@ class Report:
     def passed(self) -> bool:
         return self.score >= WANTED and not self.unfounded
 
+    def lines(self) -> Iterator[str]:
+        """The survivors, with their places, then the score."""
+        width = max((len(where) for _, where in self.survived), default=0)
+        for name, where in self.survived:
+            yield f"survived  {where:{width}}  {name}"
+        for name in self.unfounded:
+            yield f"listed as equivalent, but caught or no longer there: {name}"
+        judged = len(self.caught) + len(self.survived)
+        yield (
+            f"{len(self.caught)} of {judged} planted mistakes caught ({self.score:.0%}, at least {WANTED:.0%} wanted), "
+            f"{len(self.equivalent)} equivalent, {self.seconds:.1f} s of processor time"
+        )
+
 
 def mutate(chapter: Chapter) -> Report:
     """Plant every mistake in turn and run the checks on it. Raises BookError if they do not run on the original."""
