@@ -13,7 +13,7 @@ book: $(VENV)/.publish  ## run what is stale, build the pages, say which file to
 
 test: $(VENV)/.test  ## ruff, package, chapters (papermill and nbval in smoke), site
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff format --check .
 	BENCHTOP_PROFILE=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax tests book
 
 lab: $(VENV)/.lab  ## JupyterLab in the environment
