@@ -242,6 +242,9 @@ BROKEN = [
     (edit("claim = 1", "claim = 1\n" * 26), "cell 14 [claim]: 26 lines of code, at most 25"),
     (show("experiment", printed("x" * 300_000)), "[size]: 3"),
     (lambda made: made.replace("claim = 1", "claim = = 1") or made.__dict__.update(entry=None), "cell 14 [claim]: not Python: invalid syntax; correct line 1"),
+    (drop("solution hide-cell"), "cell 19 [exercise]: no folded solution follows"),
+    (edit("(5 min, easy)", ""), "cell 18 [markdown]: the heading 'Exercise 1: half'"),
+    (edit("### Exercise 2", "Exercise 2"), "[Exercises]: 2 exercises under 1 headings"),
     # ---- outputs ----
     (show("check"), "cell 10 [check]: no stored output"),
     (show("experiment", ERROR), "cell 12 [experiment]: its output is the error ValueError: seeds"),
@@ -299,9 +302,6 @@ EXERCISES = [
     (edit("half_wrong", "half_bad", tag="solution hide-cell"), "check_half has no half, half_solution or half_wrong"),
     (edit("check_half", "judge_half", tag="exercise"), "cannot run: cell 20 line 9: NameError: name 'check_half'"),
     (edit("Scale(0.5", "claim(0.5", tag="solution hide-cell"), "cell 19 [exercise]: it cannot run: cell 20 line 2"),
-    (drop("solution hide-cell"), "cell 19 [exercise]: no folded solution follows"),
-    (edit("(5 min, easy)", ""), "cell 18 [markdown]: the heading 'Exercise 1: half'"),
-    (edit("### Exercise 2", "Exercise 2"), "[Exercises]: 1 headings for 2 exercises"),
 ]  # fmt: skip
 PLANTED = [
     (edit("Scale(a, b).forward(3.0)", "Scale(a, b).a", tag="check"), "the checks catch 0 of 6 planted mistakes, at least 80%"),
@@ -409,3 +409,26 @@ def test_table_of_peers_comes_from_the_tests(made):
         {"chapter": "deep-net", "peer": "Compared with a loop over time.", "what": ""},
         {"chapter": "scale", "peer": "scipy 1", "what": "forward"},
     ]
+
+
+def test_trials_are_repeated_only_when_something_changed(made, tmp_path, monkeypatch):
+    tried = []
+
+    def trial(page):
+        tried.append(page.chapter.slug)
+        yield from [("cell 1", "wrong", "repair")] if "bad" in page.chapter.source() else []
+
+    monkeypatch.setattr(checker, "TRIALS", (trial,))
+
+    def run():
+        tried.clear()
+        found = list(checker.check([made.chapter()], Book(made.root), [trial], memory=tmp_path / "passed"))
+        return len(tried), len(found)
+
+    assert [run(), run()] == [(1, 0), (0, 0)]
+    made.replace("y = a x + b", "y = a x plus b", tag="technique")  # a docstring changes nothing
+    assert run() == (0, 0)
+    (made.root / "tests" / "peers" / "test_scale.py").write_text("def test_agrees():\n    assert 2 == 2\n")
+    assert [run(), run()] == [(1, 0), (0, 0)]
+    made.replace("import math", "import math\nbad = 1", tag="import math")
+    assert [run(), run()] == [(1, 1), (1, 1)]

@@ -33,7 +33,7 @@ def test_each_chapter_is_compared_with_somebody_who_is_named():
     rows = {row["chapter"]: row for row in checker.peers(BOOK)}
     assert rows.keys() == CHAPTERS.keys()
     for slug, row in rows.items():
-        assert row["peer"] and row["what"], f"tests/peers of {slug}: say PEER and WHAT"
+        assert all(row.values()), f"tests/peers of {slug}: say PEER and WHAT"
         source = (BOOK.root / "tests" / "peers" / f"test_{slug.replace('-', '_')}.py").read_text(encoding="utf-8")
         named = {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)}
         assert slug in named, f"the peer test of {slug} never loads its technique"

@@ -14,9 +14,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from benchtop.publish.chapter import Book, BookError, Chapter, bare_code, parse
+from benchtop.publish.chapter import Book, BookError, Chapter, bare_code, module_digest, parse, write_atomically
 from benchtop.publish.mutate import BUDGET, WANTED, apart, blame, mutate
 from benchtop.widgets import MOST_BYTES, MOST_FRAMES
 
@@ -115,6 +117,10 @@ class Page:
         found = re.findall(r"\d[\d,_]*\.?\d*(?:[eE][-+]?\d+)?", " ".join(texts))
         values = [float(re.sub("[,_]", "", word)) for word in found] + [c for c in constants if is_number(c)]
         return [abs(value) for value in values]
+
+    @property
+    def peer_test(self) -> str:
+        return f"tests/peers/test_{self.chapter.slug.replace('-', '_')}.py"
 
     def listed(self, name: str) -> list:
         """A list in the metadata; empty where `metadata` has found something else."""
@@ -233,6 +239,24 @@ def tags(page: Page) -> Iterator[Wrong]:
             yield cell, f"only check cells, and all of them, begin with {MARK}", "correct the first line or the tag"
 
 
+def tasks(page: Page) -> Iterator[Wrong]:
+    """Two or three exercises, each under its heading with minutes and difficulty, the folded solution behind it."""
+    cells = page.code("exercise")
+    named = [(cell, title) for cell, level, title in page.titles if level == 3 and cell.section == "Exercises"]
+    if cells and (len(named) != len(cells) or not 2 <= len(cells) <= 3):
+        yield (
+            "[Exercises]",
+            f"{len(cells)} exercises under {len(named)} headings",
+            "two or three, a heading before each",
+        )
+    for cell, title in named:
+        if not re.fullmatch(r"Exercise \d+: .+ \(\d+ min, (easy|medium|hard)\)", title):
+            yield cell, f"the heading {title!r}", "write `### Exercise 1: title (10 min, medium)`"
+    for cell in cells:
+        if not {"solution", "hide-cell"} <= set(page.cells[min(cell.number, len(page.cells) - 1)].tags):
+            yield cell, "no folded solution follows", "add it as the next cell, tags solution and hide-cell"
+
+
 def sizes(page: Page) -> Iterator[Wrong]:
     """At most 25 lines of code a cell (comments, docstrings and blank lines do not count), 250 KB a notebook."""
     for cell in page.code():
@@ -341,8 +365,7 @@ def deviations(page: Page) -> Iterator[Wrong]:
 
 def citations(page: Page) -> Iterator[Wrong]:
     """Each key that is cited stands in ``references.bib``."""
-    path = page.book.root / "book" / "references.bib"
-    keys = set(re.findall(r"@\w+\{\s*([^,\s]+)", path.read_text(encoding="utf-8"))) if path.exists() else set()
+    keys = set(re.findall(r"@\w+\{\s*([^,\s]+)", read(page.book.root / "book" / "references.bib")))
     for cell in page.text():
         for key in re.split(r"\s*,\s*", ",".join(re.findall(r"\{cite[^}]*\}`([^`]+)`", cell.source))):
             if key and key not in keys:
@@ -431,24 +454,12 @@ def unfair(claim: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def exercises(page: Page) -> Iterator[Wrong]:
     """Each exercise's check passes its solution, and says something useful to the stub and to each wrong answer."""
-    cells = page.code("exercise")
-    if cells and not 2 <= len(cells) <= 3:
-        yield "[Exercises]", f"{len(cells)} exercises", "give two or three"
-    named = [(cell, title) for cell, level, title in page.titles if level == 3 and cell.section == "Exercises"]
-    for cell, title in named:
-        if not re.fullmatch(r"Exercise \d+: .+ \(\d+ min, (easy|medium|hard)\)", title):
-            yield cell, f"the heading {title!r}", "write `### Exercise 1: title (10 min, medium)`"
-    if len(named) != len(cells):
-        yield "[Exercises]", f"{len(named)} headings for {len(cells)} exercises", "a heading before each"
-    for cell in cells:
-        after = page.cells[min(cell.number, len(page.cells) - 1)]
-        if not {"solution", "hide-cell"} <= set(after.tags):
-            yield cell, "no folded solution follows", "add it as the next cell, tags solution and hide-cell"
-            continue
-        outcome, found = apart(lambda cell=cell, after=after: list(answers(page, cell, after)), seconds=60)
-        yield from (
-            found if outcome == "done" else [(cell, f"it cannot run: {found}", "set-up and technique are all it has")]
-        )
+    for cell, after in zip(page.cells, page.cells[1:]):
+        if "exercise" in cell.tags and "solution" in after.tags:
+            outcome, found = apart(lambda cell=cell, after=after: list(answers(page, cell, after)), seconds=60)
+            yield from (
+                found if outcome == "done" else [(cell, f"it cannot run: {found}", "it has set-up and technique")]
+            )
 
 
 def answers(page: Page, exercise: Cell, solution: Cell) -> Iterator[Wrong]:
@@ -501,30 +512,34 @@ def planted(page: Page) -> Iterator[Wrong]:
 
 def peer(page: Page) -> Iterator[Wrong]:
     """Somebody else's implementation agrees: ``tests/peers/test_<slug>.py`` exists and passes."""
-    test = f"tests/peers/test_{page.chapter.slug.replace('-', '_')}.py"
-    if not (page.book.root / test).exists():
-        yield "[peer]", "compared with nobody", f"write {test}, see tests/peers/conftest.py"
+    if not (page.book.root / page.peer_test).exists():
+        yield "[peer]", "compared with nobody", f"write {page.peer_test}, see tests/peers/conftest.py"
         return
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", page.peer_test]
     done = subprocess.run(command, cwd=page.book.root, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if re.match(r"FAILED|ERROR|E  ", line)]
         yield (
             "[peer]",
             f"the comparison fails: {(lines or [done.stdout[-99:] + done.stderr[-99:]])[-1]}",
-            f"pytest {test}",
+            f"pytest {page.peer_test}",
         )
 
 
 RULES: tuple[Rule, ...] = (
-    *(metadata, papers, prerequisites, headings, set_up, tags, sizes, outputs, images, sliders),
+    *(metadata, papers, prerequisites, headings, set_up, tags, tasks, sizes, outputs, images, sliders),
     *(numbers, deviations, citations, links, record, fairness),
 )
 TRIALS: tuple[Rule, ...] = (exercises, planted, peer)
 
 
-def check(chapters: Iterable[Chapter], book: Book, rules: Iterable[Rule] = RULES + TRIALS) -> Iterator[Finding]:
-    """Every finding in these chapters. What cannot be read is a finding too."""
+def check(
+    chapters: Iterable[Chapter], book: Book, rules: Iterable[Rule] = RULES + TRIALS, memory: Path | None = None
+) -> Iterator[Finding]:
+    """Every finding in these chapters; what cannot be read is a finding too.
+
+    ``memory``: a folder that keeps which chapters have passed their trials, so that only what changed is tried again.
+    """
     others = book.chapters()
     for chapter in chapters:
         page, name = Page(chapter, book, others), chapter.path.name
@@ -532,11 +547,27 @@ def check(chapters: Iterable[Chapter], book: Book, rules: Iterable[Rule] = RULES
             for cell in page.code():
                 parse(cell.source)
             for rule in rules:
-                yield from (Finding(name, str(where), problem, cure) for where, problem, cure in rule(page))
+                passed = memory and memory / f"{chapter.slug}-{rule.__name__}"
+                if rule not in TRIALS or not passed or read(passed) != (key := trial_key(page)):
+                    wrong = list(rule(page))
+                    yield from (Finding(name, str(where), problem, cure) for where, problem, cure in wrong)
+                    if rule in TRIALS and passed and not wrong:
+                        write_atomically(passed, key)
         except SyntaxError as error:
             yield Finding(name, str(cell), f"not Python: {error.msg}", f"correct line {error.lineno}")
         except BookError as error:
             yield Finding(name, "[notebook]", str(error), "the rules that follow wait for it")
+
+
+def trial_key(page: Page) -> str:
+    """Hash of what the trials depend on: the chapter's code, its helpers, its peer test, and the trials themselves."""
+    judges = [module_digest(f"benchtop.publish.{name}") for name in ("check", "mutate")]
+    about = [version("torch"), read(page.book.root / page.peer_test), page.listed("equivalent_mutants"), *judges]
+    return page.chapter.key("trials", {"about": about})
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def peers(book: Book) -> list[dict[str, str]]:
