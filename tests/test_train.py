@@ -204,16 +204,3 @@ def test_attention_equals_torch():
     for causal in (False, True):
         expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         torch.testing.assert_close(bt.attention(q, k, v, causal=causal), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_digits_are_the_same_everywhere():
-    data = bt.load("digits")
-    assert [len(part.x) for part in (data.train, data.validation, data.test)] == [1078, 359, 360]
-    assert data.train.x.shape[1:] == data.shape
-    assert data.train.y[:8].tolist() == FIRST
-    assert float(data.train.x.max()) == 1.0
-    with pytest.raises(LookupError, match="unknown data set 'digit': expected one of digits"):
-        bt.load("digit")
-
-
-FIRST = [0, 6, 3, 8, 1, 8, 4, 1]  # of the fixed permutation

@@ -13,10 +13,6 @@ BOOK = Book(Path(__file__).parents[1])
 CHAPTERS = BOOK.chapters()
 
 
-def test_the_book_has_its_chapters():
-    assert {"pissa", "saxe-deep-linear", "modern-hopfield"} <= CHAPTERS.keys()
-
-
 @pytest.mark.parametrize("rule", checker.RULES, ids=lambda rule: rule.__name__)
 def test_rule_over_all_chapters(rule):
     assert [str(finding) for finding in checker.check(CHAPTERS.values(), BOOK, [rule])] == []

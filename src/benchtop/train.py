@@ -20,6 +20,8 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from benchtop.report import emit
 
+SMALL = 4_000_000  # parameters of all replicas together below which a step has too little work for a second thread
+
 
 class DivergedError(RuntimeError):
     """A loss became infinite or not a number."""
@@ -111,7 +113,16 @@ def fit(
                 f"arm {arm!r} diverged at step {step} ({setting}): lower lr, or look at the loss of that seed"
             )
 
-    train(models, loss, sample, steps, replicas, names, OPTIMISERS[optimiser], evaluate, eval_every, device, log, stop)
+    # Measured: on a busy machine two threads made small operations ten times slower than one.
+    threads, numbers = torch.get_num_threads(), sum(p.numel() for model in models for p in model.parameters())
+    if numbers < SMALL:
+        torch.set_num_threads(1)
+    try:
+        train(
+            models, loss, sample, steps, replicas, names, OPTIMISERS[optimiser], evaluate, eval_every, device, log, stop
+        )
+    finally:
+        torch.set_num_threads(threads)
     result = Fit(arm, pd.DataFrame(rows), models, pd.DataFrame(replicas), grid, steps, time.perf_counter() - start)
     emit("fit", arm=arm, grid=grid, seeds=list(seeds), steps=steps, seconds=result.seconds,
          path="stacked" if vectorize else "loop")  # fmt: skip
