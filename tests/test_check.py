@@ -235,6 +235,7 @@ BROKEN = [
     (edit('"laptop"', '"gpu"', tag="parameters"), 'cell 4 [parameters]: not the parameters cell'),
     (lambda made: made.cells.insert(5, ("x = 1", "parameters")), "cell 6 [parameters]: a second parameters cell"),
     (drop("parameters"), "here stands the parameters cell"),
+    (move("experiment", 5), "cell 6 [experiment]: stands in Set up; experiment belongs in Try it or Does the claim hold?"),
     (drop("widget"), "[Play]: no cell tagged widget"),
     (move("technique", 5), "cell 6 [technique]: stands in Set up; technique belongs in Build it"),
     (edit("# NBVAL_CHECK_OUTPUT\n", "", tag="check"), "cell 10 [check]: only check cells, and all of them"),
@@ -247,6 +248,8 @@ BROKEN = [
     (edit("### Exercise 2", "Exercise 2"), "[Exercises]: 2 exercises under 1 headings"),
     # ---- outputs ----
     (show("check"), "cell 10 [check]: no stored output"),
+    (lambda made: made.cells.insert(12, ("print(1)", "experiment")), "cell 13 [experiment]: no stored output"),
+    (lambda made: made.cells.insert(14, ("claim.test(\n  1)", "claim")), "cell 15 [claim]: no stored output"),
     (show("experiment", ERROR), "cell 12 [experiment]: its output is the error ValueError: seeds"),
     (lambda made: made.cells.__setitem__(11, ("x = 1", "experiment remove-output", ERROR)), "its output is the error"),
     (lambda made: made.cells.__setitem__(11, ("1 / 0", "experiment raises-exception", printed("x"))), "an error unseen"),
@@ -371,6 +374,12 @@ def test_numbers_in_prose_that_no_output_backs(made, prose, wrong):
     made.cells[made.find("## Try it")] = (f"## Try it\n\n{prose}",)
     made.set_outputs("experiment", printed("0.1234 and 0.2 and 40 of 1234\n"))
     assert [line.split(": ")[1].split(" is in")[0] for line in made.findings(checker.numbers)] == wrong
+
+
+def test_a_cell_that_only_defines_needs_no_output_and_verdict_runs_follow_the_claim(made):
+    made.cells.insert(made.find("claim"), ("limit = 40", "claim"))
+    made.cells.insert(made.find("claim") + 1, ("runs = []", "experiment"))
+    assert made.findings(*checker.RULES) == []
 
 
 def test_links_that_lead_somewhere_are_left_alone(made):

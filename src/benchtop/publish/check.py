@@ -35,7 +35,9 @@ SECTIONS = {  # heading -> the tags its code cells must have
     "Further": (),
 }
 HOME = {tag: section for section, tags in SECTIONS.items() for tag in tags}
-SHOWING = HOME.keys() - {"setup", "parameters", "technique"}  # these cells must have an output
+MEASURING = ["Try it", "Does the claim hold?"]  # a claim is fixed first, then its verdict seeds run
+SHOWING = {"check", "widget", "exercise", "solution"}  # these cells show something, and so do those that
+SPEAKING = r"^(?:print|display|(?:bt\.)?(?:say|show|explore|best))\(|\.(?:test|matches|trend|at_most)\("  # say so
 PARAMETERS = 'profile = "laptop"'
 INSTALL = """import importlib.util
 import subprocess
@@ -109,14 +111,11 @@ class Page:
 
     @functools.cached_property
     def numbers(self) -> list[float]:
-        """What the run printed, what the metadata says, and the constants of the code."""
-        trees = [parse(cell.source) for cell in self.code()]
-        constants = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        """What the run printed, what the metadata says, and what stands in the code (``20_000``, ``rot90``)."""
         texts = [words_of(output) for cell in self.code() for output in cell.outputs]
-        texts += [str(self.chapter.meta), *(c for c in constants if isinstance(c, str))]
-        found = re.findall(r"\d[\d,_]*\.?\d*(?:[eE][-+]?\d+)?", " ".join(texts))
-        values = [float(re.sub("[,_]", "", word)) for word in found] + [c for c in constants if is_number(c)]
-        return [abs(value) for value in values]
+        texts += [bare_code(cell.source) for cell in self.code()] + [str(self.chapter.meta)]
+        words = re.findall(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d[\d_]*)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+", "\n".join(texts))
+        return [float(re.sub("[,_]", "", word)) for word in words]
 
     @property
     def peer_test(self) -> str:
@@ -233,8 +232,9 @@ def tags(page: Page) -> Iterator[Wrong]:
             yield f"[{section}]", f"no cell tagged {tag}", "tag the cells of this section with it"
     for cell in page.code():
         for tag in cell.tags:
-            if tag in HOME and cell.section != HOME[tag]:
-                yield cell, f"stands in {cell.section or 'no section'}", f"{tag} belongs in {HOME[tag]}"
+            homes = MEASURING if tag in ("experiment", "claim") else [HOME.get(tag, cell.section)]
+            if cell.section not in homes:
+                yield cell, f"stands in {cell.section or 'no section'}", f"{tag} belongs in {' or '.join(homes)}"
         if cell.source.startswith(MARK) != ("check" in cell.tags):
             yield cell, f"only check cells, and all of them, begin with {MARK}", "correct the first line or the tag"
 
@@ -272,7 +272,8 @@ def sizes(page: Page) -> Iterator[Wrong]:
 def outputs(page: Page) -> Iterator[Wrong]:
     """The outputs of a run are stored, and none of them is an error, in plain sight or hidden."""
     for cell in page.code():
-        if SHOWING & set(cell.tags) and not cell.outputs:
+        speaks = SHOWING & set(cell.tags) or re.search(SPEAKING, cell.source, re.M)
+        if speaks and not cell.outputs:
             yield cell, "no stored output", f"run `benchtop run {page.chapter.slug}`"
         if "raises-exception" in cell.tags:
             yield cell, "may raise an error unseen", "take the tag raises-exception away"
