@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: book test lab run check bench bundle radar clean
+.PHONY: book test lab run check radar clean
 
 book: $(VENV)/.publish  ## run what is stale, build the pages, say which file to open
 	@$(BIN)/benchtop run --stale --profile laptop
@@ -25,12 +25,6 @@ run: $(VENV)/.publish  ## make run CHAPTER=pissa PROFILE=gpu
 
 check: $(VENV)/.publish  ## structure, fairness and planted mistakes of every chapter
 	$(BIN)/benchtop check
-
-bundle: $(VENV)/.publish  ## one zip that works from a USB stick
-	$(BIN)/benchtop bundle
-
-bench: $(VENV)/.test  ## the speed tables of the book
-	for file in benchmarks/*.py; do $(BIN)/python $$file; done
 
 radar: $(VENV)/.publish  ## does the book survive the newest releases?
 	$(BIN)/benchtop radar
