@@ -152,7 +152,7 @@ def test_best_is_the_mean_over_seeds_of_the_last_step():
             for s in (0, 1)]  # fmt: skip
     history = pd.DataFrame(rows, columns=["arm", "seed", "lr", "step", "metric", "value"])
     replicas = history[["seed", "lr"]].drop_duplicates()
-    result = train.Fit("A", history, [], replicas, {"lr": [0.1, 0.2, 0.3]}, 9, 0.0)
+    result = train.Fit("A", history, [], replicas, {"lr": [0.1, 0.2, 0.3]}, 9, 0.0, 0)
     assert bt.best(result, "loss")["A"] == {"lr": 0.2}
     assert bt.best(result, "loss", lower_is_better=False)["A"] == {"lr": 0.3}
 
@@ -204,3 +204,17 @@ def test_attention_equals_torch():
     for causal in (False, True):
         expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         torch.testing.assert_close(bt.attention(q, k, v, causal=causal), expected, rtol=1e-5, atol=1e-5)
+    for mask in (torch.ones(5, 5).tril().bool(), torch.randn(2, 5, 5)):
+        expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3)
+        torch.testing.assert_close(bt.attention(q, k, v, mask=mask, scale=0.3), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_batches_are_rows_or_windows_of_the_part():
+    text = torch.arange(100)
+    x, y = bt.batches((text[:-1], text[1:]), size=6, length=5)(torch.Generator().manual_seed(0))
+    assert x.shape == (6, 5)
+    assert torch.equal(y, x + 1) and torch.equal(x, x[:, :1] + torch.arange(5))
+    data = bt.load("digits")
+    assert bt.batches(data.train, 4)(torch.Generator().manual_seed(0)).x.shape == (4, *data.shape)
+    with pytest.raises(ValueError, match="longer than the data"):
+        bt.batches((text,), size=2, length=101)

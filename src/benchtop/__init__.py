@@ -18,6 +18,7 @@ EXPORTS = {  # public name -> module that defines it; the freshness key of a cha
     "best": "train",
     "final": "train",
     "attention": "train",
+    "batches": "train",
     "Claim": "claims",
     "curves": "plots",
     "forest": "plots",

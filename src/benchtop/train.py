@@ -8,6 +8,8 @@ after the other with the same batches and the same arithmetic; the two agree to 
 import inspect
 import itertools
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ class Fit:
     grid: dict[str, list[float]]
     steps: int
     seconds: float
+    peak_bytes: int
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.history, self.models))
@@ -123,15 +126,25 @@ def fit(
         )
     finally:
         torch.set_num_threads(threads)
-    result = Fit(arm, pd.DataFrame(rows), models, pd.DataFrame(replicas), grid, steps, time.perf_counter() - start)
+    result = Fit(
+        arm, pd.DataFrame(rows), models, pd.DataFrame(replicas), grid, steps, time.perf_counter() - start, _peak(device)
+    )
     emit("fit", arm=arm, grid=grid, seeds=list(seeds), steps=steps, seconds=result.seconds,
-         path="stacked" if vectorize else "loop")  # fmt: skip
+         peak_bytes=result.peak_bytes, path="stacked" if vectorize else "loop")  # fmt: skip
     return result
 
 
 def _make(make_model: Callable[..., nn.Module], seed: int) -> nn.Module:
     torch.manual_seed(seed)
     return make_model(seed=seed) if "seed" in inspect.signature(make_model).parameters else make_model()
+
+
+def _peak(device: torch.device | str) -> int:
+    """Peak memory in bytes: of the device under CUDA, else of this process since it began."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _generators(seeds: Sequence[int], device: torch.device | str) -> dict[int, torch.Generator]:
@@ -338,13 +351,38 @@ def _last(run: Fit, metric: str) -> pd.DataFrame:
     return rows[rows["step"] == rows["step"].max()]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
-    """softmax(scale q k^T) v for q (..., T, d), k (..., S, d), v (..., S, e); ``scale`` defaults to 1/sqrt(d).
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """softmax(scale q k^T + mask) v for q (..., T, d), k (..., S, d), v (..., S, e); ``scale`` defaults to 1/sqrt(d).
 
-    Two matrix products: ``scaled_dot_product_attention`` has no batching rule on CPU and would loop over the replicas.
+    ``causal`` hides keys later than the query; ``mask`` (broadcast to (..., T, S)) is boolean, True where a query may
+    look, or is added to the scores. Two matrix products: ``scaled_dot_product_attention`` has no batching rule on CPU
+    and would loop over the replicas. Source: Vaswani et al. (2017), equation 1.
     """
-    scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     if causal:
         later = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(later, -math.inf)
     return scores.softmax(-1) @ v
+
+
+def batches(part: Sequence[Tensor], size: int, length: int | None = None) -> Callable[[torch.Generator], Any]:
+    """A ``sample`` for `fit`: ``size`` rows of ``part`` at random, with replacement, as the same kind of tuple.
+
+    With ``length``, for text and series: ``size`` windows of so many consecutive rows, each tensor (size, length, ...).
+    """
+    n, device = len(part[0]), part[0].device
+    if length is not None and length > n:
+        raise ValueError(f"batches got length={length} for {n} rows: a window cannot be longer than the data")
+    make = part._make if hasattr(part, "_make") else tuple
+
+    def sample(generator: torch.Generator) -> Any:
+        rows = torch.randint(n - (length or 1) + 1, (size,), generator=generator, device=device)
+        if length is not None:
+            rows = rows[:, None] + torch.arange(length, device=device)
+        return make(tensor[rows] for tensor in part)
+
+    return sample
