@@ -17,9 +17,8 @@ import nbformat
 import yaml
 
 import benchtop
+from benchtop.profile import NAMES
 
-SECONDS = {"smoke": 8, "laptop": 90, "gpu": 600}  # budget after imports; the keys are the profiles, smallest first
-BYTES = {"smoke": 2_000_000_000, "laptop": 4_000_000_000, "gpu": 40_000_000_000}  # budget of peak memory
 PACKAGE = Path(benchtop.__file__).parent
 
 
@@ -121,33 +120,11 @@ class Chapter:
 
         Comments, docstrings and layout do not count, in the chapter and in the helpers alike.
         """
-        sources = []
-        for number, cell in enumerate(self.cells(), 1):
-            try:
-                sources.append(bare_code(cell.source))
-            except (SyntaxError, tokenize.TokenError) as error:
-                line = getattr(error, "lineno", None) or 1
-                message = getattr(error, "msg", error.args[0])
-                raise BookError(
-                    f"{self.path.name}, code cell {number}, line {line} is not Python: {message}"
-                ) from None
+        sources = [bare_code(cell.source) for cell in self.cells()]
         modules = used_modules("\n".join(sources))
         parts = [*sources, *(module_digest(m) for m in modules), profile, json.dumps(parameters or {}, sort_keys=True)]
         parts += [f"{name}:{checksum}" for name, checksum in self.data().items()]
-        parts += [bare_code(cell.source) for other in self.borrows() for cell in other.cells("setup", "technique")]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-    def borrows(self) -> list["Chapter"]:
-        """The chapters whose technique this one uses, directly or through one another: ``technique("slug")``."""
-        todo, seen = [self], {}
-        while todo:
-            chapter = todo.pop()
-            for slug in re.findall(r"\btechnique\(\s*[\"']([\w-]+)[\"']", chapter.source()):
-                for path in sorted(self.path.parents[1].glob(f"*/{slug}.ipynb")):
-                    if path != self.path and path not in seen:
-                        seen[path] = Chapter(path)
-                        todo.append(seen[path])
-        return [seen[path] for path in sorted(seen)]
 
     def data(self) -> dict[str, str]:
         """Checksums of the data sets whose names stand in the code as whole string constants."""
@@ -178,7 +155,7 @@ class Chapter:
     def save_record(self, profile: str, entry: dict[str, Any]) -> None:
         """Put one profile's entry into the record, keep the others."""
         entries = self.records() | {profile: entry}
-        ordered = {name: entries[name] for name in SECONDS if name in entries}
+        ordered = {name: entries[name] for name in NAMES if name in entries}
         write_atomically(self.record_path, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
 
     def status(self, profile: str) -> str:

@@ -18,17 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchtop.publish.chapter import (
-    BYTES,
-    SECONDS,
-    Book,
-    BookError,
-    Chapter,
-    bare_code,
-    module_digest,
-    parse,
-    write_atomically,
-)
+from benchtop.publish.chapter import Book, BookError, Chapter, bare_code, module_digest, parse, write_atomically
 from benchtop.publish.mutate import BUDGET, WANTED, apart, blame, mutate
 from benchtop.widgets import MOST_BYTES, MOST_FRAMES
 
@@ -55,7 +45,9 @@ import sys
 
 if importlib.util.find_spec("benchtop") is None:  # on Colab: install the bench, leave torch as it is
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "benchtop @ git+{address}"], check=True)"""
-LINES, SIZE = 25, 250_000  # of a cell, bytes of a notebook
+LINES, BYTES = 25, 250_000  # of a cell, of a notebook
+SECONDS = {"smoke": 8, "laptop": 90, "gpu": 600}  # after imports
+MEMORY = {"smoke": 2, "laptop": 4, "gpu": 64}  # GB at the peak
 OUTCOMES = {"smoke": ["not measured"], "laptop": ["holds", "open", "fails"], "gpu": ["holds", "open", "fails"]}
 SEEDS = 8
 MARK = "# NBVAL_CHECK_OUTPUT"
@@ -270,8 +262,8 @@ def sizes(page: Page) -> Iterator[Wrong]:
     for cell in page.code():
         if (lines := len(bare_code(cell.source).splitlines())) > LINES:
             yield cell, f"{lines} lines of code, at most {LINES}", "a cell does one thing: split it"
-    if (size := page.chapter.path.stat().st_size) > SIZE:
-        yield "[size]", f"{size // 1000} KB, at most {SIZE // 1000}", "fewer or smaller figures"
+    if (size := page.chapter.path.stat().st_size) > BYTES:
+        yield "[size]", f"{size // 1000} KB, at most {BYTES // 1000}", "fewer or smaller figures"
 
 
 # ---- outputs ----
@@ -412,8 +404,8 @@ def record(page: Page) -> Iterator[Wrong]:
         where = f"[record {profile}]"
         if (seconds := entry.get("seconds") or 0) > SECONDS[profile]:
             yield where, f"{seconds:.1f} s, at most {SECONDS[profile]}", "fewer steps or smaller sizes"
-        if (memory := entry.get("peak_bytes") or 0) > BYTES[profile]:
-            yield where, f"{memory / 1e9:.1f} GB of memory, at most {BYTES[profile] / 1e9:g}", "fewer replicas at once"
+        if (memory := (entry.get("peak_bytes") or 0) / 1e9) > MEMORY[profile]:
+            yield where, f"{memory:.1f} GB of memory, at most {MEMORY[profile]}", "fewer replicas at once"
         if not entry.get("claims"):
             yield where, "no claim was measured", "call Claim(...).test(...) in the claim cell"
         for claim in entry.get("claims", []):

@@ -1,94 +1,47 @@
-"""The command ``benchtop``: thin functions, each loads what it needs when it is called."""
+"""The command ``benchtop``: thin functions, one a command."""
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Annotated, Any
+import time
+from typing import Annotated, Optional
 
 import typer
 
-from benchtop.publish.chapter import SECONDS, Book, BookError, Chapter
+from benchtop.profile import NAMES
+from benchtop.publish.chapter import Book, BookError
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Names = Annotated[list[str] | None, typer.Argument(metavar="[SLUG|PART ...]", help="chapters or parts; all for none")]
-ProfileName = Annotated[str, typer.Option(metavar="|".join(SECONDS), help="size of the run")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-
-
-def main() -> None:
-    """Entry point: what is wrong with the input is one line on stderr and exit code 1, never a traceback."""
-    try:
-        app()
-    except (BookError, ValueError, LookupError) as error:
-        if os.environ.get("BENCHTOP_TRACEBACK"):
-            raise
-        text = error.args[0] if isinstance(error, LookupError) and error.args else error
-        print(f"benchtop: {text}", file=sys.stderr)
-        sys.exit(1)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run, check and print Benchtop Deep Learning.")
+Names = Annotated[Optional[list[str]], typer.Argument(help="slugs or parts; all chapters if none is given")]  # noqa: UP045
 
 
 @app.command()
 def run(
     names: Names = None,
-    profile: ProfileName = "laptop",
-    everything: Annotated[bool, typer.Option("--all/--stale", help="all, or only what is stale or missing")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="chapters at once; default: one a core, one for gpu")] = None,
-    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="a running Dask cluster, tcp://...")] = None,
-    resource: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=N", help="what a chapter takes of a worker")
-    ] = None,
-    kernel: Annotated[bool, typer.Option("--kernel/--no-kernel", help="with Jupyter, or in plain Python")] = True,
-    as_json: Json = False,
+    profile: Annotated[str, typer.Option(help="smoke, laptop or gpu")] = "laptop",
+    everything: Annotated[bool, typer.Option("--all/--stale", help="fresh chapters too, or only stale ones")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="chapters at a time")] = 1,
 ) -> None:
-    """Execute chapters and keep their records; under `laptop` their outputs too."""
-    from benchtop.publish import run as runner
+    """Execute chapters and keep their records."""
+    from benchtop.publish.run import run as execute
 
-    if profile not in SECONDS:
-        raise BookError(f"unknown profile {profile!r}: expected one of {', '.join(SECONDS)}")
-    book = Book.find()
-    with runner.interruptible():
-        summary = runner.run(
-            book, book.select(names), profile, everything=everything, jobs=jobs, scheduler=scheduler,
-            resources=amounts(resource or []), kernel=kernel,
-        )  # fmt: skip
-    print(json.dumps(asdict(summary), indent=1) if as_json else summary)
-    sys.stdout.flush()
-    raise typer.Exit(130 if summary.left else 1 if summary.failed else 0)
+    if profile not in NAMES:
+        raise BookError(f"unknown profile {profile!r}: expected one of {', '.join(NAMES)}")
+    chapters, start, failed, done = Book.find().select(names), time.time(), 0, 0
+    for result in execute(chapters, profile, everything=everything, jobs=jobs):
+        done, failed = done + 1, failed + bool(result.error)
+        print(f"{result.slug}: {result.error or result.outcome} ({result.seconds:.1f} s)", flush=True)
+    print(f"{done} run, {len(chapters) - done} fresh, {failed} failed, {time.time() - start:.0f} s")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command("list")
-def list_(names: Names = None, as_json: Json = False) -> None:
-    """What there is and what is known of it: verdict, freshness, cost."""
-    rows = [row for chapter in Book.find().select(names) for row in standing(chapter)]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    table = [["chapter", "part", "profile", "verdict", "status", "seconds", "memory", "date"]]
-    for r in rows:
-        seconds = "" if r["seconds"] is None else f"{r['seconds']:.1f}"
-        memory = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e9:.2f} GB"
-        table.append(
-            [r["slug"], r["part"], r["profile"], r["verdict"] or "", r["status"], seconds, memory, r["date"] or ""]
-        )
-    widths = [max(map(len, column)) for column in zip(*table)]
-    for line in table:
-        print("  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip())
-
-
-def standing(chapter: Chapter) -> Iterator[dict[str, Any]]:
-    """A row for the laptop profile and for every other that has a record; a broken chapter says so in its status."""
-    try:
-        records = chapter.records()
-        for profile in (name for name in SECONDS if name in records or name == "laptop"):
-            entry, status = records.get(profile, {}), chapter.status(profile)
-            row = {"slug": chapter.slug, "part": chapter.part, "profile": profile, "verdict": entry.get("outcome")}
-            yield row | {"status": status, **{name: entry.get(name) for name in ("seconds", "peak_bytes", "date")}}
-    except BookError as error:
-        row = {"slug": chapter.slug, "part": chapter.part, "profile": "laptop", "verdict": None}
-        yield row | {"status": f"broken: {error}", "seconds": None, "peak_bytes": None, "date": None}
+def list_() -> None:
+    """Each chapter with its verdict and the state of its records."""
+    for chapter in Book.find().select():
+        states = "  ".join(f"{name} {chapter.status(name)}" for name in NAMES)
+        outcome = (chapter.record("laptop") or {}).get("outcome", "not measured")
+        print(f"{chapter.part}/{chapter.slug}: {outcome}  ({states})")
 
 
 @app.command()
@@ -141,13 +94,12 @@ def radar(names: Names = None) -> None:
         raise typer.Exit(1)
 
 
-def amounts(words: list[str]) -> dict[str, float]:
-    """``["GPU=1"]`` as ``{"GPU": 1.0}``."""
+def main() -> None:
+    """Errors of ours are one line on standard error; anything else keeps its traceback."""
     try:
-        return {name: float(number) for name, number in (word.split("=") for word in words)}
-    except ValueError:
-        raise BookError(f"cannot read --resource {' '.join(words)}: expected NAME=NUMBER, such as GPU=1") from None
-
-
-if __name__ == "__main__":
-    main()
+        app()
+    except (BookError, ValueError, LookupError) as error:
+        if os.environ.get("BENCHTOP_TRACEBACK"):
+            raise
+        print(f"benchtop: {error}", file=sys.stderr)
+        sys.exit(1)
