@@ -5,11 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: book test lab run check radar clean
+.PHONY: book bundle test lab run check radar clean
 
 book: $(VENV)/.publish  ## run what is stale, build the pages, say which file to open
 	@$(BIN)/benchtop run --stale --profile laptop
 	@$(BIN)/benchtop build
+
+bundle: $(VENV)/.publish  ## one zip of pages, notebooks and checksums that opens from any disk
+	@$(BIN)/benchtop bundle
 
 test: $(VENV)/.test  ## ruff, package, chapters (papermill and nbval in smoke), site
 	$(BIN)/ruff check .

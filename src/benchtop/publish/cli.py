@@ -53,6 +53,15 @@ def build() -> None:
 
 
 @app.command()
+def bundle() -> None:
+    """Pack pages, notebooks and checksums into one zip that needs no network and no server."""
+    from benchtop.publish.site import bundle as pack
+
+    path = pack(Book.find())
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): unpack it and open benchtop/index.html")
+
+
+@app.command()
 def check(
     names: Names = None,
     fast: Annotated[bool, typer.Option("--fast", help="only what is read, nothing that has to run")] = False,

@@ -297,7 +297,7 @@ def picture(chapter: Chapter) -> tuple[str, str]:
     """The chapter's main figure, as base64, and its alt text: the last of the experiment, or else its first."""
     found = {
         tag: [
-            (output["data"]["image/png"], output["metadata"].get("image/png", {}).get("alt", ""))
+            (output["data"]["image/png"], output["metadata"].get("image/png", {}).get("alt", "").strip())
             for cell in chapter.cells(*tag)
             for output in cell.outputs
             if "image/png" in output.get("data", {})
@@ -539,7 +539,7 @@ def build(book: Book, out: Path | None = None) -> Path:
     """
     from jupyter_book.config import get_final_config
     from sphinx.application import Sphinx
-    from sphinx.errors import SphinxError
+    from sphinx.errors import ConfigError, SphinxError
     from sphinx.util.console import nocolor
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
@@ -549,6 +549,7 @@ def build(book: Book, out: Path | None = None) -> Path:
         user_yaml=book.root / "_config.yml", sourcedir=book.root, raise_on_invalid=True,
         cli_config={"latex_individualpages": False, "external_toc_path": str(book.root / "_toc.yml"), "nitpicky": True},
     )  # fmt: skip
+    config["templates_path"] = []  # the theme adds to Sphinx' own default, so that a second build would differ
     nocolor()
     with patch_docutils(), docutils_namespace(), warnings.catch_warnings():
         warnings.simplefilter(
@@ -557,6 +558,8 @@ def build(book: Book, out: Path | None = None) -> Path:
         try:
             app = Sphinx(book.root, None, out, doctrees, "html", config, status=None, warning=problems)
             app.build()
+        except ConfigError as error:
+            raise BookError(str(error)) from None
         except SphinxError as error:
             raise BookError(f"the book cannot be built: {' '.join(str(error).split())}") from None
     lines = one_line_each(problems.getvalue(), book.root)
@@ -575,7 +578,12 @@ def one_line_each(text: str, root: Path) -> list[str]:
     """Sphinx' warnings, each as one line that begins with the page, as seen from the book's folder."""
     entries = re.split(r"^(?=.*\b(?:WARNING|ERROR|CRITICAL|SEVERE): )", text, flags=re.M)
     lines = [" ".join(entry.split()).replace(f"{root}/", "") for entry in entries if entry.strip()]
-    return [re.sub(r"\b(?:WARNING|ERROR|CRITICAL|SEVERE): ", "", line, count=1) for line in lines]
+    lines = [re.sub(r"\b(?:WARNING|ERROR|CRITICAL|SEVERE): ", "", line, count=1) for line in lines]
+    # MyST-NB counts 10,000 lines for each cell of a notebook
+    return [
+        re.sub(r"\.ipynb:(?:(\d+)\d{4})?: ", lambda m: f".ipynb: cell {m[1]}: " if m[1] else ".ipynb: ", line)
+        for line in lines
+    ]
 
 
 def bundle(book: Book, target: Path | None = None) -> Path:

@@ -1,0 +1,468 @@
+"""The pages: what they say is what metadata and records say, and a reader without network or kernel can use them all.
+
+A small book of five chapters is made in a temporary folder (`small`); the browser visits that one and the real book.
+"""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import re
+import shutil
+import time
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+from unittest import mock
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import benchtop as bt
+from benchtop import plots, report, widgets
+from benchtop.publish import site as pages
+from benchtop.publish.chapter import Book, BookError, Chapter
+
+ROOT = Path(__file__).parents[1]
+SHOTS = ROOT / "ci-artefacts"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+AXE = ROOT / "_build" / "npm"  # where axe-core is put, outside of git
+
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+# slug: paper, part, prerequisites, mean gain over the baseline, is the record fresh?
+CHAPTERS = {
+    "first": (266, "adaptation", [], 1.5, True),
+    "second": (154, "learning-dynamics", ["first"], 0.1, True),
+    "third": (87, "attention", ["first"], -1.5, True),
+    "fourth": (1, "recommendation-and-graphs", ["second", "third"], 1.2, False),
+    "fifth": (2, "activations-and-norms", [], None, True),  # never run
+}
+
+
+# ---- a small book ----
+
+
+def outputs_of(show) -> list[nbformat.NotebookNode]:
+    """What a cell that calls ``show()`` would store."""
+    rich: list[nbformat.NotebookNode] = []
+
+    def keep(bundle, metadata=None):
+        rich.append(nbformat.v4.new_output("display_data", bundle, metadata=metadata or {}))
+
+    with contextlib.ExitStack() as stack:
+        for module in (report, plots, widgets):
+            stack.enter_context(mock.patch.object(module, "display", keep))
+        stack.enter_context(contextlib.redirect_stdout(printed := io.StringIO()))
+        show()
+    text = [nbformat.v4.new_output("stream", name="stdout", text=printed.getvalue())] if printed.getvalue() else []
+    return text + rich
+
+
+def figure():
+    fig, ax = bt.subplots()
+    ax.plot([1, 0.4, 0.2], label="ours")
+    ax.set(xlabel="step", ylabel="loss (nats)")
+    ax.legend()
+    bt.show(fig, alt="Loss falls from 1 to 0.2 in three steps.")
+
+
+def wave(rank, depth):
+    fig, ax = bt.subplots(figsize=(4, 2.5))
+    ax.plot(np.sin(np.linspace(0, 6, 50) * rank) / depth)
+    ax.set(xlabel="x (s)", ylabel="y", ylim=(-1.1, 1.1))
+    return fig
+
+
+def judged(title: str, gain: float, log: Path, monkeypatch) -> tuple[list[nbformat.NotebookNode], dict]:
+    """The outputs of a claim cell and the claim's entry in the record."""
+    monkeypatch.setenv(report.LOG, str(log))
+    noise = np.random.default_rng(len(title)).normal(gain, 0.5, 8)
+    results = pd.DataFrame({"Ours": 2 - noise, "Base": np.full(8, 2.0)}, index=range(100, 108))
+    claim = bt.Claim(f"{title} lowers the loss", metric="test loss", better="Ours", than="Base", paper="Table 2")
+    outputs = outputs_of(lambda: claim.test(results))
+    entry = json.loads(log.read_text().splitlines()[-1])
+    return outputs, {key: value for key, value in entry.items() if key != "kind"}
+
+
+def write_chapter(root: Path, slug: str, monkeypatch) -> Chapter:
+    number, part, before, gain, fresh = CHAPTERS[slug]
+    text, title = nbformat.v4.new_markdown_cell, f"Technique {slug}"
+
+    def code(source, tag, outputs=()):
+        return nbformat.v4.new_code_cell(source, metadata={"tags": [tag]}, outputs=list(outputs))
+
+    shown, claim = judged(title, gain, root / "log", monkeypatch) if gain is not None else ([], None)
+    cells = [
+        text(f"# {title}\n\nWhat the {slug} technique does to the loss."), text("## The idea\n\nTake $A = U_r S_r$, then\n\n$$W = AB .$$"),
+        code('profile = "laptop"', "parameters"),
+        text("## Try it"), code("bt.show(fig, alt='Loss falls')", "experiment", outputs_of(figure)),
+        text("## Does the claim hold?"), code("claim.test(runs)", "claim", shown),
+        text("## Play"), code("bt.explore(wave, alt='...')", "widget", outputs_of(
+            lambda: bt.explore(wave, alt=lambda rank, depth: f"{slug}: {rank} waves at depth {depth}", rank=[1, 2, 4], depth=[1.0, 2.0]))),
+        text("## Exercises\n\n### Exercise 1: Rank (10 min, medium)\n\n### Exercise 2: Scale (15 min, hard)"),
+    ]  # fmt: skip
+    meta = {
+        "slug": slug, "part": part, "papers": [number], "title": title, "authors": ["A"], "tags": ["x"],
+        "prerequisites": before, "minutes": {"read": 20, "run": 1}, "difficulty": 2, "stand_in": slug == "third",
+    }  # fmt: skip
+    notebook = nbformat.v4.new_notebook(
+        cells=cells, metadata={"benchtop": meta, "kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
+    path = root / "book" / part / f"{slug}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    chapter = Chapter(path)
+    if claim:
+        chapter.save_record("laptop", {
+            "key": chapter.key("laptop") if fresh else "another", "outcome": claim["outcome"], "date": "2026-01-02T10:00:00+00:00",
+            "seconds": 42.4, "device": "a laptop", "data": {}, "claims": [claim],
+        })  # fmt: skip
+    return chapter
+
+
+def write_book(root: Path, monkeypatch) -> Book:
+    """The pages of the real book around the chapters of `CHAPTERS`."""
+    shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns("*.ipynb", "records"))
+    for folder in root.glob("book/*/index.md"):
+        shutil.rmtree(folder.parent)
+    shutil.copy(ROOT / "_config.yml", root)
+    papers = Book(ROOT).papers
+    by_number = {number: slug for slug, (number, *_) in CHAPTERS.items()}
+    rows = [row | {"chapter": by_number.get(row["id"])} for row in papers]
+    titles = {row["id"]: row["title"] for row in papers}
+    (root / "book" / "papers.yml").write_text(yaml.safe_dump(rows, allow_unicode=True))
+    known = "".join(
+        f"@article{{{slug}key, title={{{titles[number]}}}, author={{Lovelace, Ada and Hopper, Grace}}, year={{2020}}, eprint={{2001.0000{i}}}}}\n"
+        for i, (slug, (number, *_)) in enumerate(CHAPTERS.items())
+    )
+    with (root / "book" / "references.bib").open("a") as file:
+        file.write(known)
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc["parts"] = [
+        part for part in toc["parts"] if not any(c["file"].count("/") > 1 for c in part["chapters"])
+    ]  # the real chapters
+    sections = [{"file": f"book/{part}/{slug}"} for slug, (_, part, *_) in CHAPTERS.items()]
+    toc["parts"].insert(2, {"caption": "Chapters", "chapters": sections})
+    (root / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
+    for slug in CHAPTERS:
+        write_chapter(root, slug, monkeypatch)
+    return Book(root)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(book, folder of its pages): built once; tests that change a book make their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        book = write_book(tmp_path_factory.mktemp("book"), patch)
+    return book, pages.build(book).parent
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A small book that may be changed."""
+    return write_book(tmp_path / "b", monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The folder of the pages of this repository's own book: `build` raises if anything is wrong with them."""
+    return pages.build(Book(ROOT), tmp_path_factory.mktemp("real") / "html").parent
+
+
+def page(folder: Path, slug: str) -> str:
+    return (folder / "book" / CHAPTERS[slug][1] / f"{slug}.html").read_text()
+
+
+def plain(html: str) -> str:
+    return " ".join(re.sub(r"<script.*?</script>|<[^>]+>", " ", html, flags=re.S).split())
+
+
+def piece(html: str, start: str, end: str) -> str:
+    return plain(html[html.index(start) : html.index(end, html.index(start))])
+
+
+# ---- what the pages say ----
+
+
+def test_card_shows_metadata_and_record(small):
+    book, folder = small
+    card = piece(html := page(folder, "first"), '<aside class="bt-card"', "</aside>")
+    claim = book.chapters()["first"].record("laptop")["claims"][0]
+    assert claim["outcome"] == "holds"
+    for words in (
+        "Lovelace and Hopper, 2024", "holds Technique first lowers the loss", "42 s on a laptop, 2026-01-02; made the outputs",
+        f"test loss: Ours lower than Base by {claim['effect']:.3g} [{claim['low']:.3g}, {claim['high']:.3g}], 8 seeds",
+        "20 min, exercises 25 min", "2 of 5", "read before nothing",
+    ):  # fmt: skip
+        assert words in card, (words, card)
+    assert "https://arxiv.org/abs/2001.00000" in html
+    assert "stand-in" in piece(page(folder, "third"), '<aside class="bt-card"', "</aside>")
+    assert "bt-banner" not in html
+
+
+@pytest.mark.parametrize(
+    ("slug", "badge", "banner"),
+    [
+        ("third", "fails", "the paper's claim fails"),
+        ("fourth", "stale before the last change: holds", "has changed since its outputs were made"),
+        ("fifth", "not measured", "has not been measured"),
+        ("second", "open", None),
+    ],
+)
+def test_verdict_by_shape_and_word_and_banner(small, slug, badge, banner):
+    html = page(small[1], slug)
+    assert badge in piece(html, 'class="bt-headline"', "</p>")
+    assert re.search(r'class="bt-headline">\s*<span class="bt-badge"><svg', html)
+    assert (banner in piece(html, 'class="bt-banner"', "</div>")) if banner else "bt-banner" not in html
+
+
+def test_buttons_lead_to_the_notebook(small):
+    book, folder = small
+    html = page(folder, "second")
+    owner = "/".join(book.address.split("/")[-2:])
+    assert f"https://colab.research.google.com/github/{owner}/blob/main/book/learning-dynamics/second.ipynb" in html
+    assert f"https://mybinder.org/v2/gh/{owner}/main?urlpath=lab/tree/book/learning-dynamics/second.ipynb" in html
+    source = folder / "_sources" / "book" / "learning-dynamics" / "second"
+    assert nbformat.read(source.with_suffix(".ipynb"), 4).metadata["benchtop"]["slug"] == "second"
+    script = source.with_suffix(".py").read_text()
+    compile(script, "second.py", "exec")
+    assert '# %% tags=["parameters"]\nprofile = "laptop"' in script
+    assert "# ## The idea" in script
+
+
+def test_neighbours_at_the_foot(small):
+    foot = piece(page(small[1], "second"), '<nav class="bt-foot"', "</nav>")
+    assert foot == "Read before Technique first Read next Technique fourth"
+
+
+def test_atlas_lists_every_paper_once(small):
+    book, folder = small
+    html = (folder / "book" / "atlas.html").read_text()
+    rows = re.findall(r'<tr data-part="[^"]*" data-verdict="([^"]*)"', html)
+    assert len(rows) == len(book.papers) == 300
+    assert rows.count("no chapter yet") == 295
+    assert sorted(set(rows)) == sorted(pages.VERDICTS)
+    forest = plain(html[html.index('<div class="bt-forest"') :])
+    assert all(f"Technique {slug}" in forest for slug, (*_, gain, _) in CHAPTERS.items() if gain is not None)
+
+
+def test_benjamini_hochberg_over_all_claims():
+    """Worked by hand: q_(k) is the smallest p_(j) n / j over j >= k."""
+    claims = [pages.Claim("a", "holds", False, p=p) for p in (0.01, 0.04, 0.03)] + [pages.Claim("b", "open", False)]
+    base = dict.fromkeys(pages.Facts.__dataclass_fields__, None)
+    facts = [pages.Facts(**base | {"claims": tuple(claims[:2])}), pages.Facts(**base | {"claims": tuple(claims[2:])})]
+    adjusted = [claim.q for f in pages.correct(facts) for claim in f.claims]
+    assert adjusted[:3] == pytest.approx([0.03, 0.04, 0.04])
+    assert adjusted[3] is None
+
+
+@pytest.mark.parametrize("form", ["test", "matches", "trend", "at_most"])
+def test_effect_and_interval_stand_on_the_side_of_the_claim(form, tmp_path, monkeypatch):
+    """What is drawn right of the middle is what the outcome calls true, for each form of a claim."""
+    monkeypatch.setenv(report.LOG, str(tmp_path / "log"))
+    claim, noise = bt.Claim("x", metric="m", better="a", than="b"), np.linspace(0.9, 1.1, 8)
+    outputs_of(lambda: {
+        "test": lambda: claim.test(pd.DataFrame({"a": 1 - noise, "b": np.ones(8)})),
+        "matches": lambda: claim.matches(1.0, 1 + noise / 100, rtol=0.05),
+        "trend": lambda: claim.trend([0, 1], np.stack([np.zeros(8), noise], 1)),
+        "at_most": lambda: claim.at_most(noise, 2.0),
+    }[form]())  # fmt: skip
+    entry = json.loads((tmp_path / "log").read_text())
+    assert entry["outcome"] == "holds"
+    low, mean, high = pages.claim_of(entry).gain
+    assert 0 < low < mean < high
+    assert mean == pytest.approx(np.mean(entry["gain"]) / np.std(entry["gain"], ddof=1))
+
+
+# ---- order among chapters ----
+
+
+def test_cycle_of_prerequisites_is_one_line(book):
+    edit(book, "first", lambda n: n.metadata["benchtop"].update(prerequisites=["fourth"]))
+    with pytest.raises(BookError, match=r"^prerequisites form a cycle: \w+ before .*; cut one of them$"):
+        pages.build(book)
+
+
+def test_unknown_prerequisite_is_one_line(book):
+    edit(book, "first", lambda n: n.metadata["benchtop"].update(prerequisites=["sixth"]))
+    with pytest.raises(BookError, match=r"^first: unknown prerequisite 'sixth'"):
+        pages.survey(book)
+
+
+def test_graph_draws_each_arrow_from_left_to_right(small):
+    drawing = pages.graph(site := pages.survey(small[0]))
+    places = {node["chapter"].slug: (node["x"], node["y"]) for node in drawing["nodes"]}
+    assert set(places) == {"first", "second", "third", "fourth"}
+    assert len(set(places.values())) == 4
+    assert len(drawing["edges"]) == 4
+    assert all(x1 < x2 for x1, _, x2, _ in drawing["edges"])
+    html = (small[1] / "book" / "paths.html").read_text()
+    for facts in site.chapters.values():
+        assert (
+            html.count(f'href="{facts.doc.removeprefix("book/")}.html"') >= 2
+        )  # the drawing or contents, and the list
+
+
+@pytest.mark.parametrize("weeks", [6, 10, 14])
+def test_courses_keep_prerequisites_and_minutes(weeks):
+    """Eighty made-up chapters, each resting on up to two earlier ones."""
+    rng, base = np.random.default_rng(0), dict.fromkeys(pages.Facts.__dataclass_fields__, None)
+    facts = [
+        pages.Facts(**base | {
+            "slug": f"c{i}", "part": f"p{i % 7}", "difficulty": int(rng.integers(1, 6)), "minutes_read": int(rng.integers(10, 30)),
+            "minutes_run": 1, "minutes_exercises": int(rng.integers(0, 40)), "before": tuple({f"c{j}" for j in rng.integers(0, i, 2)} if i else ()),
+        })
+        for i in range(80)
+    ]  # fmt: skip
+    site = pages.Site(Book(ROOT), {f.slug: f for f in facts}, [], {})
+    plan = pages.course(site, weeks)
+    assert len(plan) == weeks
+    taught: set[str] = set()
+    for week in plan:
+        assert sum(c.minutes for c in week) <= pages.WEEK
+        for chapter in week:
+            assert set(chapter.before) <= taught
+            taught.add(chapter.slug)
+    assert len(taught) >= 2 * weeks
+
+
+# ---- the gate, and only what has changed is made anew ----
+
+
+def edit(book: Book, slug: str, change) -> Path:
+    """Change a notebook, keep its record fresh."""
+    chapter = book.chapters()[slug]
+    notebook = nbformat.read(chapter.path, 4)
+    change(notebook)
+    nbformat.write(notebook, chapter.path)
+    return chapter.path
+
+
+def test_picture_without_alt_text_fails_the_build_until_it_is_mended(book):
+    def silence(notebook):
+        notebook.cells[4].outputs[0].metadata["image/png"]["alt"] = " "
+
+    whole = book.chapters()["first"].path.read_bytes()
+    path = edit(book, "first", silence)
+    for _ in range(2):  # the second build must not forget it
+        with pytest.raises(
+            BookError, match=r"^book/adaptation/first\.ipynb.*cell 5: a picture without alt text"
+        ) as error:
+            pages.build(book)
+        assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+    pages.build(book)
+
+
+def test_an_edit_rebuilds_its_page_and_no_other_in_time(small, tmp_path):
+    book, folder = Book(shutil.copytree(small[0].root, tmp_path / "b")), tmp_path / "b" / "_build" / "html"
+    pages.build(book)  # paths have changed with the copy
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.html")}
+    path = edit(book, "second", lambda n: n.cells[1].update(source="## The idea\n\nAnother word."))
+    start = time.perf_counter()
+    pages.build(book)
+    assert time.perf_counter() - start < 10
+    written = {p.stem for p, then in before.items() if p.stat().st_mtime_ns != then} - {"genindex", "search", "index"}
+    assert written == {path.stem}
+    assert "Another word." in page(folder, "second")
+
+
+def test_every_warning_is_an_error(book):
+    with (book.root / "book" / "paths.md").open("a") as file:
+        file.write("\n[nowhere](no-such-page.md)\n")
+    with pytest.raises(BookError, match=r"^book/paths\.md:\d+: .*no-such-page"):
+        pages.build(book)
+
+
+def test_bundle_is_one_zip_with_checksums_and_the_same_every_time(small, tmp_path):
+    book, _ = small
+    first, second = pages.bundle(book, tmp_path / "a.zip"), pages.bundle(book, tmp_path / "b.zip")
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(first) as archive:
+        sums = dict(reversed(line.split("  ")) for line in archive.read("benchtop/SHA256SUMS").decode().splitlines())
+        names = {name.removeprefix("benchtop/") for name in archive.namelist()} - {"SHA256SUMS"}
+        assert names == set(sums)
+        assert all(hashlib.sha256(archive.read(f"benchtop/{name}")).hexdigest() == said for name, said in sums.items())
+    assert {f"notebooks/{part}/{slug}.ipynb" for slug, (_, part, *_) in CHAPTERS.items()} <= names
+
+
+# ---- the files ----
+
+
+class Links(HTMLParser):
+    """Addresses, anchors, pictures and heading levels of a page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.targets, self.ids, self.loaded, self.pictures, self.levels = [], set(), [], [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids |= {found[key] for key in ("id", "name") if found.get(key)}
+        if address := found.get("href") or found.get("src"):
+            (self.targets if tag == "a" else self.loaded).append(address)
+        if tag == "article":
+            self.levels.clear()  # the heading before it is for print only
+        if tag == "img":
+            self.pictures.append(found)
+        if re.fullmatch("h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+
+
+@pytest.fixture(scope="module", params=["small", "real"])
+def parsed(request):
+    """(folder, pages by path) of both books."""
+    built = request.getfixturevalue(request.param)
+    folder = built[1] if request.param == "small" else built
+    return folder, {path: Links(path) for path in folder.rglob("*.html") if "_static" not in path.parts}
+
+
+def test_no_link_inside_is_broken(parsed):
+    _, found = parsed
+    broken = []
+    for path, links in found.items():
+        for address in links.targets + links.loaded:
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.exists() or (
+                parts.fragment and target in found and parts.fragment not in found[target].ids | {"top"}
+            ):
+                broken.append(f"{path.name}: {address}")
+    assert not broken
+
+
+def test_nothing_is_loaded_from_elsewhere(parsed):
+    outside = [
+        address
+        for links in parsed[1].values()
+        for address in links.loaded
+        if urlsplit(address).scheme in ("http", "https")
+    ]
+    assert not outside
+
+
+def test_pictures_have_alt_text_and_headings_an_order(parsed):
+    for path, links in parsed[1].items():
+        assert all(picture.get("alt", "").strip() or picture.get("alt") == "" for picture in links.pictures), path
+        levels = links.levels
+        if path.stem in ("genindex", "search") or path.parent == parsed[0]:
+            continue  # made by Sphinx
+        assert levels.count(1) == 1 and levels[0] == 1, (path, levels)
+        assert all(b - a <= 1 for a, b in itertools.pairwise(levels)), (path, levels)
+
+
+def test_a_page_weighs_at_most_a_megabyte_beside_what_all_pages_share(parsed):
+    folder, found = parsed
+    for path, links in found.items():
+        own = [(path.parent / unquote(urlsplit(a).path)).resolve() for a in links.loaded if not urlsplit(a).scheme]
+        weight = path.stat().st_size + sum(p.stat().st_size for p in own if p.is_file() and "_images" in p.parts)
+        assert weight <= 1_000_000, f"{path.relative_to(folder)} weighs {weight / 1e6:.2f} MB"
