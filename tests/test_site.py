@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
 import time
 import zipfile
 from html.parser import HTMLParser
@@ -25,6 +26,7 @@ import yaml
 
 import benchtop as bt
 from benchtop import plots, report, widgets
+from benchtop.claims import judge
 from benchtop.publish import site as pages
 from benchtop.publish.chapter import Book, BookError, Chapter
 
@@ -128,9 +130,10 @@ def write_chapter(root: Path, slug: str, monkeypatch) -> Chapter:
 
 def write_book(root: Path, monkeypatch) -> Book:
     """The pages of the real book around the chapters of `CHAPTERS`."""
-    shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns("*.ipynb", "records"))
-    for folder in root.glob("book/*/index.md"):
-        shutil.rmtree(folder.parent)
+    shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns("records"))
+    for folder in root.glob("book/*/"):
+        if folder.name != "_static":
+            shutil.rmtree(folder)
     shutil.copy(ROOT / "_config.yml", root)
     papers = Book(ROOT).papers
     by_number = {number: slug for slug, (number, *_) in CHAPTERS.items()}
@@ -164,9 +167,9 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture
-def book(tmp_path, monkeypatch):
+def book(small, tmp_path):
     """A small book that may be changed."""
-    return write_book(tmp_path / "b", monkeypatch)
+    return Book(shutil.copytree(small[0].root, tmp_path / "b", ignore=shutil.ignore_patterns("_build")))
 
 
 @pytest.fixture(scope="module")
@@ -466,3 +469,230 @@ def test_a_page_weighs_at_most_a_megabyte_beside_what_all_pages_share(parsed):
         own = [(path.parent / unquote(urlsplit(a).path)).resolve() for a in links.loaded if not urlsplit(a).scheme]
         weight = path.stat().st_size + sum(p.stat().st_size for p in own if p.is_file() and "_images" in p.parts)
         assert weight <= 1_000_000, f"{path.relative_to(folder)} weighs {weight / 1e6:.2f} MB"
+
+
+# ---- a reader's browser, its network cut off ----
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if not CHROMIUM:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def unzipped(small, tmp_path_factory):
+    """The bundle of the small book, unpacked as a reader would."""
+    folder = tmp_path_factory.mktemp("unzipped")
+    with zipfile.ZipFile(pages.bundle(small[0], folder / "book.zip")) as archive:
+        archive.extractall(folder)
+    return folder / "benchtop"
+
+
+@pytest.fixture
+def visit(chromium):
+    """visit(path, width, dark) opens a page from disk. In the end there must be no console error and no failed request."""
+    troubles: list[str] = []
+    contexts = []
+
+    def open_page(path: Path, width: int = 1280, dark: bool = False):
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", offline=True
+        )
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(10_000)
+        tab.on("console", lambda message: message.type == "error" and troubles.append(message.text))
+        tab.on("pageerror", lambda error: troubles.append(str(error)))
+        tab.on("requestfailed", lambda request: troubles.append(f"failed: {request.url}"))
+        tab.on("request", lambda r: r.url.startswith(("http:", "https:")) and troubles.append(f"asked for {r.url}"))
+        tab.goto(path.as_uri())
+        tab.wait_for_function("!window.MathJax?.startup || MathJax.startup.promise.then(() => true)")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not troubles
+
+
+def frame(tab) -> str:
+    """The alt text of the picture that a slider shows."""
+    shown = tab.locator(".benchtop-explore img:visible")
+    assert shown.count() == 1
+    assert shown.evaluate("image => image.naturalWidth") > 100
+    return shown.get_attribute("alt")
+
+
+@pytest.mark.browser
+def test_slider_moves_by_mouse_and_by_keyboard(visit, unzipped):
+    tab = visit(unzipped / "book" / "adaptation" / "first.html")
+    rank, depth = tab.get_by_label("rank", exact=True), tab.get_by_label("depth", exact=True)
+    assert frame(tab) == "first: 1 waves at depth 1.0"
+    rank.scroll_into_view_if_needed()
+    box = rank.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    tab.mouse.move(box["x"] + 8, middle)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + box["width"] - 8, middle, steps=4)
+    tab.mouse.up()
+    assert frame(tab) == "first: 4 waves at depth 1.0"
+    rank.press("ArrowLeft")
+    depth.press("End")
+    assert frame(tab) == "first: 2 waves at depth 2.0"
+    assert rank.get_attribute("aria-valuetext") == "2"
+    assert tab.locator(f'output[for="{rank.get_attribute("id")}"]').inner_text() == "2"
+
+
+@pytest.mark.browser
+def test_equations_are_typeset(visit, unzipped):
+    tab = visit(unzipped / "book" / "adaptation" / "first.html")
+    assert tab.locator("mjx-container").count() == 2
+    assert tab.locator("mjx-container[display=true]").bounding_box()["width"] > 100
+    assert tab.locator("mjx-merror").count() == 0
+    font = "MJXTEX-I"
+    assert tab.evaluate(f"document.fonts.ready.then(() => document.fonts.check('20px {font}'))")
+
+
+@pytest.mark.browser
+def test_search_finds_a_technique(visit, unzipped):
+    tab = visit(unzipped / "index.html")
+    tab.wait_for_url("**/book/index.html")
+    tab.locator(".search-button__button:visible, .search-button-field:visible").first.click()
+    tab.locator("dialog input[type=search]:visible, .search-button__search-container input:visible").first.fill(
+        "third technique"
+    )
+    tab.keyboard.press("Enter")
+    hit = tab.locator("#search-results li a", has_text="Technique third").first
+    hit.wait_for()
+    hit.click()
+    assert tab.locator("h1:visible").inner_text().startswith("Technique third")
+
+
+@pytest.mark.browser
+def test_atlas_sorts_filters_and_searches(visit, unzipped):
+    tab = visit(unzipped / "book" / "atlas.html")
+    rows = tab.locator(".bt-atlas tbody tr:visible")
+    count = tab.locator(".bt-count")
+    assert rows.count() == 300
+
+    tab.get_by_label("Verdict").select_option("holds")
+    assert rows.count() == 1 and "Technique first" in rows.inner_text()
+    tab.get_by_label("Verdict").select_option("")
+    tab.get_by_label("Cost").select_option("under 45 s")
+    assert rows.count() == 4
+    tab.get_by_label("Cost").select_option("")
+    tab.get_by_label("Kind").select_option("theory")
+    assert 0 < rows.count() < 300
+    assert set(rows.locator("[data-name=Kind]").all_inner_texts()) == {"theory"}
+    tab.get_by_label("Kind").select_option("")
+    tab.get_by_label("Part").select_option(index=1)
+    assert len(set(rows.locator("[data-name=Part]").all_inner_texts())) == 1
+    tab.get_by_label("Part").select_option("")
+    tab.get_by_label("Search", exact=True).last.fill("pissa singular")
+    assert count.inner_text() == "1 of 300 papers"
+    tab.get_by_label("Search", exact=True).last.fill("")
+
+    for down in (False, True):
+        tab.get_by_role("button", name="Year").press("Enter")  # by keyboard
+        years = [int(text) for text in rows.locator("[data-name=Year]").all_inner_texts()]
+        assert years == sorted(years, reverse=down)
+    tab.get_by_role("button", name="Cost").click()
+    assert "Technique" in rows.first.inner_text()  # rows without a value come last
+    assert tab.locator("th[aria-sort=ascending]").inner_text() == "Cost"
+
+
+@pytest.mark.browser
+def test_dark_mode_toggles_and_figures_stay_readable(visit, unzipped):
+    tab = visit(unzipped / "book" / "adaptation" / "first.html")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light, button = tab.evaluate(background), tab.locator(".theme-switch-button:visible").first
+    for _ in range(3):
+        button.click()
+        if tab.evaluate("document.documentElement.dataset.theme") == "dark":
+            break
+    dark = tab.evaluate(background)
+    assert dark != light and sum(map(int, re.findall(r"\d+", dark)[:3])) < 200
+    picture = tab.locator(".cell_output img:visible").first
+    paper = picture.evaluate("image => getComputedStyle(image).backgroundColor")
+    assert min(map(int, re.findall(r"\d+", paper)[:3])) > 180  # black ink needs light paper
+
+
+PAGES = ("book/index", "book/atlas", "book/gallery", "book/paths", "book/how-a-claim-is-judged", "book/how-to-teach")
+CUT = """() => [...document.querySelectorAll("article p, article li, article dd, article h1, article h2")]
+    .filter(e => e.offsetParent && !e.closest(".bt-graph, .cell_output") && e.getBoundingClientRect().right > innerWidth + 1)
+    .map(e => e.textContent.trim().slice(0, 60))"""
+
+
+def worth_a_look(request) -> list[Path]:
+    """Landing page, atlas, gallery, ... and each chapter of the real book; the made-up chapters, which the real may lack."""
+    if request.param == "small":
+        folder = request.getfixturevalue("unzipped")
+        return [folder / "book" / CHAPTERS[slug][1] / f"{slug}.html" for slug in ("third", "fourth")] + [
+            folder / "book" / "gallery.html"
+        ]
+    folder = request.getfixturevalue("real")
+    chapters = [path for path in folder.glob("book/*/*.html") if path.stem != "index"]
+    return [folder / f"{name}.html" for name in PAGES] + sorted(chapters)
+
+
+@pytest.fixture(scope="module", params=["small", "real"])
+def looked_at(request):
+    return worth_a_look(request)
+
+
+@pytest.mark.browser
+def test_usable_at_every_width_and_kept_for_a_look(visit, looked_at):
+    SHOTS.mkdir(exist_ok=True)
+    for path in looked_at:
+        tab = visit(path)
+        for width, scheme in ((360, "light"), (768, "light"), (1280, "light"), (1280, "dark")):
+            tab.set_viewport_size({"width": width, "height": 900})
+            tab.emulate_media(color_scheme=scheme)
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, f"{path.stem} scrolls at {width}"
+            assert not (cut := tab.evaluate(CUT)), f"{path.stem} at {width}: {cut}"
+            short = tab.evaluate("document.documentElement.scrollHeight") < 9000
+            tab.screenshot(path=SHOTS / f"{path.stem}-{width}-{scheme}.png", full_page=short)
+
+
+@pytest.fixture(scope="module")
+def axe():
+    """The source of axe-core, which npm brings once; it is no part of the project."""
+    source = AXE / "node_modules" / "axe-core" / "axe.min.js"
+    if not source.exists():
+        if not (npm := shutil.which("npm")):
+            pytest.skip("no npm on this machine, so no axe-core")
+        command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(AXE), "axe-core@4"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            pytest.skip(f"npm could not bring axe-core: {done.stderr.strip().splitlines()[-1:]}")
+    return source.read_text()
+
+
+@pytest.mark.browser
+def test_no_serious_barrier(visit, axe, looked_at):
+    """What axe-core finds, in light and in dark."""
+    found = []
+    for path in looked_at:
+        tab = visit(path)
+        tab.evaluate(axe)
+        for scheme in ("light", "dark"):
+            tab.emulate_media(color_scheme=scheme)
+            for violation in tab.evaluate("axe.run(document, {preload: false}).then(result => result.violations)"):
+                if violation["impact"] in ("serious", "critical"):
+                    found.append((path.stem, scheme, violation["id"], violation["nodes"][0]["html"][:200]))
+    assert not found
+
+
+def test_power_on_the_page_about_the_rule_is_what_the_rule_does():
+    """Fresh experiments with other noise: the stored share lies within three standard errors of both."""
+    notebook = nbformat.read(ROOT / "book" / "how-a-claim-is-judged.ipynb", 4)
+    said = "".join(output["data"]["text/plain"] for cell in notebook.cells for output in cell.get("outputs", ()))
+    share = int(re.search(r"With 8 seeds an effect of one standard deviation is found in (\d+)%", said)[1]) / 100
+    found = [judge(gain)[0] == "holds" for gain in np.random.default_rng(1).normal(1, 1, (500, 8))]
+    assert np.mean(found) == pytest.approx(share, abs=3 * np.sqrt(share * (1 - share) * (1 / 250 + 1 / 500)))

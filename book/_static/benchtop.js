@@ -1,3 +1,16 @@
+// Names of the theme's controls, so that each contains what is to be seen: search, light and
+// dark, folded cells, arrows of the contents.
+document.querySelectorAll(".search-button-field").forEach((button) => {
+  button.setAttribute("aria-label", button.innerText.replace(/\s+/g, " ").trim() || "Search");
+});
+document.querySelectorAll(".theme-switch-button").forEach((button) => {
+  button.setAttribute("aria-label", "Color mode: Light, Dark, System Settings");
+});
+document.querySelectorAll("details.hide > summary").forEach((fold) => fold.removeAttribute("aria-label"));
+document.querySelectorAll(".bd-sidebar summary").forEach((arrow) => {
+  arrow.setAttribute("aria-label", `Pages of ${arrow.closest("li").querySelector("a").textContent.trim()}`);
+});
+
 // The atlas: sort by a column, show the rows that fit the fields. Without this script the table is simply whole.
 document.querySelectorAll(".bt-atlas").forEach((atlas) => {
   const form = atlas.querySelector("form"), body = atlas.querySelector("tbody"), rows = [...body.rows];
