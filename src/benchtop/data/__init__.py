@@ -5,17 +5,31 @@
 imported by the first ``load``.
 """
 
+import copy
 import difflib
+import fnmatch
 import functools
 import hashlib
 import json
+import lzma
+import struct
+import tarfile
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from importlib import import_module, resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+MALFORMED = (  # what the readers' libraries raise on bad bytes
+    *(ValueError, LookupError, ArithmeticError, TypeError, AttributeError, OSError, EOFError, MemoryError),
+    *(NotImplementedError, RuntimeError, AssertionError, StopIteration),
+    *(struct.error, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
+)
 
 
 class DataError(RuntimeError):
@@ -37,17 +51,26 @@ class Part(NamedTuple):
 class Split:
     """A data set on the device; unpacks into ``train, validation, test``, each a :class:`Part` ``(x, y)``.
 
-    ======== ============================================ ===========================================
-    kind     x                                            y
-    ======== ============================================ ===========================================
-    images   float32 (n, channels, height, width), 0..1   int64 (n,) class, or per-pixel / soft labels
-    table    float32 (n, columns), standardised           int64 (n,) class, or float32 targets
-    text     int64 (tokens,) one long text                the next token, (tokens,)
-    series   float32 (steps, channels), standardised      the next step, (steps, channels)
-    ======== ============================================ ===========================================
+    =========== ============================================== ==================================================
+    kind        x                                              y
+    =========== ============================================== ==================================================
+    images      float32 (n, channels, height, width) in 0..1   int64 (n,) class, or (n, height, width) per pixel
+    table       float32 (n, columns), standardised             int64 (n,) class, or float32 targets, standardised
+    text        int64 (tokens,), one long text                 the next token, (tokens,)
+    sentences   int64 (n, longest), 0 is padding               int64 (n,) class
+    lines       int64 (n, longest), 0 is padding               the next token, (n, longest)
+    pairs       int64 (n, longest), 0 is padding               int64 (n, longest of the answers)
+    series      float32 (steps, channels), standardised        the next step, (steps, channels)
+    graph       int64 (n,) numbers of nodes                    int64 (n,) class of the node
+    graphs      int64 (n,) numbers of graphs                   int64 (n,) class of the graph
+    ratings     int64 (n, 2) user and item                     float32 (n,) rating
+    =========== ============================================== ==================================================
 
-    Standardised means by mean and standard deviation of the training part; ``extra["x mean"]``, ``extra["x std"]``
-    (and ``"y mean"``, ``"y std"`` for float targets) take numbers back to their units.
+    Other kinds say what x and y are in their reader's docstring. Standardised means by mean and standard deviation of
+    the training part, column by column (a column of only 0 and 1 stays); ``extra["scale"]`` has ``x`` and ``y`` pairs
+    (mean, standard deviation) that take numbers back to their units. ``extra`` also has what belongs to a kind: a
+    graph's "features" and "edges" (2, edges), a table's "columns". Arrays in it that go by row follow the set's own
+    order: index them with ``rows`` (three tensors, train, validation, test).
     """
 
     train: Part
@@ -55,6 +78,7 @@ class Split:
     test: Part
     name: str
     kind: str
+    rows: tuple["torch.Tensor", ...]
     classes: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     licence: str = ""
@@ -76,14 +100,14 @@ class Split:
 
 
 class Raw(NamedTuple):
-    """What a reader returns, still in NumPy: the checksum covers these arrays, so they must be exact everywhere."""
+    """What a reader returns, still in NumPy and exact on every platform: the checksum covers it."""
 
     x: "np.ndarray"
     y: "np.ndarray | None" = None  # None: a sequence, y is what comes next
     classes: tuple[str, ...] = ()
-    rows: "tuple[np.ndarray, np.ndarray, np.ndarray] | None" = None  # an official split; None: by hash
+    rows: "tuple[np.ndarray | None, ...] | None" = None  # official train, validation, test; None: ours, by hash
     vocabulary: tuple[str, ...] = ()
-    extra: dict[str, Any] | None = None
+    extra: "dict[str, Any] | None" = None
 
 
 def load(name: str, device: "str | torch.device" = "cpu", size: int | None = None) -> Split:
@@ -100,66 +124,90 @@ def load(name: str, device: "str | torch.device" = "cpu", size: int | None = Non
     entry = describe(name)
     raw = read(name)
     checksum = digest(raw)
-    if "checksum" in entry and checksum != entry["checksum"]:
+    if checksum != entry.get("checksum", checksum):
+        for file in entry.get("public", []):  # nothing but the content could tell that such a file was a wrong one
+            if not file["sha256"]:
+                Path(cache() / file["path"]).unlink(missing_ok=True)
         raise DataError(
-            f"{name}: its content has checksum {checksum}, expected {entry['checksum']}: "
-            f"{entry['source']} ships other data than the book ran on; install the version in constraints.txt"
+            f"{name}: its content has checksum {checksum}, expected {entry['checksum']}: {entry['source']} "
+            "gives other data than the book ran on; install the versions in constraints.txt or load again"
         )
-    rows = raw.rows or split_rows(name, len(raw.x))
+    rows = parts_of(name, len(raw.x), raw.rows, sequence=raw.y is None)
     if size is not None:
         if not 1 <= size <= len(rows[0]):
             raise DataError(f"{name}: size={size}, expected 1 to {len(rows[0])}, the number of training rows")
         rows = (rows[0][:size], *rows[1:])
 
     def tensor(array: "np.ndarray") -> torch.Tensor:
-        """Small integers travel to the device as they are and become float there."""
+        """Bytes travel to the device as they are and become float there."""
         moved = torch.from_numpy(array).to(device)
         if array.dtype.kind == "f":
             return moved.float()
         return moved.float().div_(entry.get("peak", 255)) if array.dtype == "uint8" else moved.long()
 
+    extra = {key: tensor(value) if hasattr(value, "dtype") else value for key, value in (raw.extra or {}).items()}
+    xs, ys = ([None if values is None else tensor(values[r]) for r in rows] for values in (raw.x, raw.y))
+    if entry["kind"] in ("table", "series"):
+        extra["scale"] = {"x": standardise(xs), "y": standardise(ys) if raw.y is not None else None}
     if raw.y is None:
-        parts = [Part(values[:-1], values[1:]) for values in (tensor(raw.x[r]) for r in rows)]
-    else:
-        parts = [Part(tensor(raw.x[r]), tensor(raw.y[r])) for r in rows]
+        xs, ys = [x[:-1] for x in xs], [x[1:] for x in xs]
     emit("data", name=name, checksum=checksum)
     return Split(
-        *parts,
+        *map(Part, xs, ys),
         name=name,
         kind=entry["kind"],
+        rows=tuple(torch.from_numpy(r).to(device) for r in rows),
         classes=raw.classes,
         vocabulary=raw.vocabulary,
         licence=entry["licence"],
         source=entry["source"],
         checksum=checksum,
-        extra={k: tensor(v) if hasattr(v, "dtype") else v for k, v in (raw.extra or {}).items()},
+        extra=extra,
     )
 
 
-def split_rows(name: str, n: int, fractions: tuple[float, float] = (0.6, 0.2)) -> "tuple[np.ndarray, ...]":
-    """Rows of train, validation and test: ordered by a hash, so that no version of a random generator matters."""
+def parts_of(name: str, n: int, rows: Any = None, sequence: bool = False) -> "tuple[np.ndarray, ...]":
+    """Rows of train, validation and test.
+
+    Without an official split 60, 20 and 20 percent; where only the validation part is missing, a tenth of train.
+    Ordered by a hash, so that no version of a random generator matters; a sequence (80, 10, 10) keeps its order.
+    """
     import numpy as np
 
-    order = sorted(range(n), key=lambda i: hashlib.blake2b(f"{name} {i}".encode(), digest_size=8).digest())
-    first, second = (round(n * f) for f in (fractions[0], sum(fractions)))
-    return tuple(np.array(part, dtype=np.int64) for part in (order[:first], order[first:second], order[second:]))
+    train, validation, test = rows or (np.arange(n), None, None)
+    if not sequence:
+        set_name = name.partition("/")[0]
+        key = [hashlib.blake2b(f"{set_name} {i}".encode(), digest_size=8).digest() for i in train.tolist()]
+        train = train[sorted(range(len(train)), key=key.__getitem__)]
+    if test is None:
+        train, validation, test = np.split(train, [round(n * f) for f in ((0.8, 0.9) if sequence else (0.6, 0.8))])
+    elif validation is None:
+        train, validation = np.split(train, [len(train) - len(train) // 10])
+    return train, validation, test
 
 
-def short_hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+def standardise(parts: "list[torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor] | None":
+    """Shift and scale the float columns (axis 1) of all parts, in place, by mean and deviation of the first part."""
+    import torch
+
+    if not parts[0].is_floating_point():
+        return None
+    column = parts[0].double().transpose(0, -1 if parts[0].ndim == 1 else 1).reshape(*parts[0].shape[1:2], -1)
+    deviation, mean = torch.std_mean(column, -1, correction=0, keepdim=True)
+    plain = ((column == 0) | (column == 1)).all(-1, keepdim=True) | (deviation == 0)
+    shape = (-1, *[1] * (parts[0].ndim - 2)) if parts[0].ndim > 1 else ()
+    mean, deviation = (torch.where(plain, v, s).float().reshape(shape) for v, s in ((0.0, mean), (1.0, deviation)))
+    for part in parts:
+        part.sub_(mean).div_(deviation)
+    return mean, deviation
 
 
 def digest(raw: Raw) -> str:
     """Checksum of what a reader returned: types, shapes and bytes of all arrays, and the words."""
-    state = hashlib.sha256(repr([raw.classes, raw.vocabulary, sorted(raw.extra or ())]).encode())
-    arrays = [
-        raw.x,
-        raw.y,
-        *(raw.rows or ()),
-        *(v for _, v in sorted((raw.extra or {}).items()) if hasattr(v, "dtype")),
-    ]
-    for array in arrays:
-        if array is not None:
+    extra = sorted((raw.extra or {}).items())
+    state = hashlib.sha256(repr([raw.classes, raw.vocabulary, [k for k, _ in extra]]).encode())
+    for array in [raw.x, raw.y, *(raw.rows or ()), *(value for _, value in extra)]:
+        if hasattr(array, "dtype"):
             state.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
     return state.hexdigest()[:16]
 
@@ -169,37 +217,89 @@ def digest(raw: Raw) -> str:
 
 @functools.cache
 def registry() -> dict[str, dict[str, Any]]:
-    """Every set by name, as ``registry.json`` declares it."""
+    """Every set as ``registry.json`` declares it; a set in variants has them under "variants"."""
     return json.loads(resources.files(__name__).joinpath("registry.json").read_text(encoding="utf-8"))
 
 
 def names() -> list[str]:
-    """Names that ``load`` takes."""
-    return list(registry())
+    """Names that ``load`` takes: "digits", or set and variant, "planetoid/cora"."""
+    return [name for key, entry in registry().items() for name in ([f"{key}/{v}" for v in entry.get("variants", ())] or [key])]
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What the registry says of a set: kind, source, licence, checksum, ..."""
-    if name not in registry():
-        near = difflib.get_close_matches(name, names(), 3, cutoff=0.4)
+    """What the registry says of a set: title, kind, reader, licence, source, bytes, files with sha256 and address."""
+    if name not in names():
+        near = [n for n in names() if n.startswith(f"{name}/")] or difflib.get_close_matches(name, names(), 3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "`benchtop data list` shows what there is"
         raise UnknownData(f"unknown data set {name!r}: {hint}")
-    return registry()[name]
+    key, _, variant = name.partition("/")
+    entry = copy.deepcopy(registry()[key])
+    entry |= {"name": name, "variant": variant} | entry.pop("variants", {}).get(variant, {})
+    for group in ("files", "public"):
+        if group in entry:
+            entry[group] = [f for f in entry[group] if any(fnmatch.fnmatch(f["path"], p) for p in entry.get("match", "*"))]
+    return entry | ({"bytes": sum(f["bytes"] for f in entry["files"])} if "files" in entry else {})
+
+
+def table() -> list[dict[str, Any]]:
+    """One row a name: name, title, kind, bytes (0: embedded, no network), licence, flag, source, note."""
+    columns = ("name", "title", "kind", "bytes", "licence", "flag", "source", "note")
+    return [{c: entry.get(c, 0 if c == "bytes" else "") for c in columns} for entry in map(describe, names())]
 
 
 def checksums(wanted: list[str]) -> dict[str, str]:
     """Declared checksum of each set, without loading anything: the part of a chapter's freshness key that is data.
 
     The text of the standard library differs a little with the version of Python. Its declared checksum covers the
-    selection (which modules, which characters), so that a record stays fresh under another Python; the record keeps
-    the checksum of the text it really saw.
+    selection (which modules, in which parts), so that a record stays fresh under another Python; the record keeps the
+    checksum of the text it really saw. Pictures stored as JPEG go by their file's sha256 for the same reason.
     """
-    return {
-        name: entry.get("checksum") or short_hash(entry["modules"]) for name in wanted for entry in [describe(name)]
-    }
+
+    def declared(entry: dict[str, Any]) -> str:
+        covers = entry.get("modules") or [file["sha256"] for file in entry["files"]]
+        return hashlib.sha256(json.dumps([entry["variant"], covers]).encode()).hexdigest()[:16]
+
+    return {entry["name"]: entry.get("checksum") or declared(entry) for entry in map(describe, wanted)}
 
 
-def read(name: str) -> Raw:
-    """Call the reader that the registry names, ``module.function``."""
-    module, function = describe(name)["reader"].split(".")
-    return getattr(import_module(f"{__name__}.{module}"), function)(name)
+def cache() -> Path:
+    """Folder that keeps downloads."""
+    from benchtop.data import fetch
+
+    return fetch.cache()
+
+
+def get(name: str) -> list[Path]:
+    """Fetch a set's files; their verified paths (none for an embedded set)."""
+    from benchtop.data import fetch
+
+    entry = describe(name)
+    return fetch.locate(entry) if "files" in entry else []
+
+
+def check(name: str) -> str:
+    """Read a set from what is on this machine, without network: one line on what was found, or a DataError."""
+    raw = read(name, download=False)
+    found, expected = digest(raw), describe(name).get("checksum")
+    if expected not in (None, found):
+        raise DataError(f"{name}: its content has checksum {found}, expected {expected}; delete its files in {cache()}")
+    return f"{name}: {len(raw.x):,} rows, checksum {found}"
+
+
+def read(name: str, download: bool = True) -> Raw:
+    """Call the reader that the registry names, ``module.function``; any damage is a one-line DataError."""
+    from benchtop.data import fetch
+
+    entry = describe(name)
+    module, function = entry["reader"].split(".")
+    reader = getattr(import_module(f"{__name__}.{module}"), function)
+    if "files" not in entry:
+        return reader(entry)
+    paths = fetch.locate(entry, download)
+    try:
+        return reader(fetch.Files(paths), entry)
+    except DataError:
+        raise
+    except MALFORMED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"{name}: {paths[0].parent} cannot be read ({reason}): delete its files and load again") from error
