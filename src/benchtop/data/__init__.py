@@ -5,7 +5,6 @@
 imported by the first ``load``.
 """
 
-import copy
 import difflib
 import fnmatch
 import functools
@@ -18,10 +17,11 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from importlib import import_module, resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
 
@@ -32,7 +32,7 @@ MALFORMED = (  # what the readers' libraries raise on bad bytes
 )
 
 
-class DataError(RuntimeError):
+class DataError(ValueError):
     """A data set cannot be had as declared; the message is one line: what, expected, cure."""
 
 
@@ -122,16 +122,7 @@ def load(name: str, device: "str | torch.device" = "cpu", size: int | None = Non
     from benchtop.report import emit
 
     entry = describe(name)
-    raw = read(name)
-    checksum = digest(raw)
-    if checksum != entry.get("checksum", checksum):
-        for file in entry.get("public", []):  # nothing but the content could tell that such a file was a wrong one
-            if not file["sha256"]:
-                Path(cache() / file["path"]).unlink(missing_ok=True)
-        raise DataError(
-            f"{name}: its content has checksum {checksum}, expected {entry['checksum']}: {entry['source']} "
-            "gives other data than the book ran on; install the versions in constraints.txt or load again"
-        )
+    raw, checksum = read(name)
     rows = parts_of(name, len(raw.x), raw.rows, sequence=raw.y is None)
     if size is not None:
         if not 1 <= size <= len(rows[0]):
@@ -140,7 +131,7 @@ def load(name: str, device: "str | torch.device" = "cpu", size: int | None = Non
 
     def tensor(array: "np.ndarray") -> torch.Tensor:
         """Bytes travel to the device as they are and become float there."""
-        moved = torch.from_numpy(array).to(device)
+        moved = torch.tensor(array, device=device)
         if array.dtype.kind == "f":
             return moved.float()
         return moved.float().div_(entry.get("peak", 255)) if array.dtype == "uint8" else moved.long()
@@ -223,28 +214,27 @@ def registry() -> dict[str, dict[str, Any]]:
 
 def names() -> list[str]:
     """Names that ``load`` takes: "digits", or set and variant, "planetoid/cora"."""
-    return [name for key, entry in registry().items() for name in ([f"{key}/{v}" for v in entry.get("variants", ())] or [key])]
+    return [f"{key}/{v}" if v else key for key, entry in registry().items() for v in entry.get("variants", [""])]
 
 
 def describe(name: str) -> dict[str, Any]:
     """What the registry says of a set: title, kind, reader, licence, source, bytes, files with sha256 and address."""
     if name not in names():
-        near = [n for n in names() if n.startswith(f"{name}/")] or difflib.get_close_matches(name, names(), 3, cutoff=0.4)
+        near = [n for n in names() if n.startswith(f"{name}/")] or difflib.get_close_matches(name, names(), 3, 0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "`benchtop data list` shows what there is"
         raise UnknownData(f"unknown data set {name!r}: {hint}")
     key, _, variant = name.partition("/")
-    entry = copy.deepcopy(registry()[key])
-    entry |= {"name": name, "variant": variant} | entry.pop("variants", {}).get(variant, {})
-    for group in ("files", "public"):
-        if group in entry:
-            entry[group] = [f for f in entry[group] if any(fnmatch.fnmatch(f["path"], p) for p in entry.get("match", "*"))]
+    entry = {"name": name, "variant": variant, "bytes": 0} | registry()[key]
+    entry |= entry.pop("variants", {}).get(variant, {})
+    for group in {"files", "public"} & set(entry):  # a variant needs only the files that its "match" names
+        entry[group] = [f for f in entry[group] if any(fnmatch.fnmatch(f["path"], p) for p in entry.get("match", "*"))]
     return entry | ({"bytes": sum(f["bytes"] for f in entry["files"])} if "files" in entry else {})
 
 
 def table() -> list[dict[str, Any]]:
     """One row a name: name, title, kind, bytes (0: embedded, no network), licence, flag, source, note."""
     columns = ("name", "title", "kind", "bytes", "licence", "flag", "source", "note")
-    return [{c: entry.get(c, 0 if c == "bytes" else "") for c in columns} for entry in map(describe, names())]
+    return [{column: entry.get(column, "") for column in columns} for entry in map(describe, names())]
 
 
 def checksums(wanted: list[str]) -> dict[str, str]:
@@ -262,14 +252,7 @@ def checksums(wanted: list[str]) -> dict[str, str]:
     return {entry["name"]: entry.get("checksum") or declared(entry) for entry in map(describe, wanted)}
 
 
-def cache() -> Path:
-    """Folder that keeps downloads."""
-    from benchtop.data import fetch
-
-    return fetch.cache()
-
-
-def get(name: str) -> list[Path]:
+def get(name: str) -> "list[Path]":
     """Fetch a set's files; their verified paths (none for an embedded set)."""
     from benchtop.data import fetch
 
@@ -279,27 +262,50 @@ def get(name: str) -> list[Path]:
 
 def check(name: str) -> str:
     """Read a set from what is on this machine, without network: one line on what was found, or a DataError."""
-    raw = read(name, download=False)
-    found, expected = digest(raw), describe(name).get("checksum")
-    if expected not in (None, found):
-        raise DataError(f"{name}: its content has checksum {found}, expected {expected}; delete its files in {cache()}")
-    return f"{name}: {len(raw.x):,} rows, checksum {found}"
+    raw, checksum = read(name, download=False)
+    return f"{name}: {len(raw.x):,} rows, checksum {checksum}"
 
 
-def read(name: str, download: bool = True) -> Raw:
-    """Call the reader that the registry names, ``module.function``; any damage is a one-line DataError."""
+def read(name: str, download: bool = True) -> tuple[Raw, str]:
+    """Call the reader that the registry names, ``module.function``; what it found, and the checksum of that.
+
+    Any damage is a one-line DataError.
+    """
     from benchtop.data import fetch
 
-    entry = describe(name)
+    entry, paths = describe(name), []
     module, function = entry["reader"].split(".")
     reader = getattr(import_module(f"{__name__}.{module}"), function)
-    if "files" not in entry:
-        return reader(entry)
-    paths = fetch.locate(entry, download)
     try:
-        return reader(fetch.Files(paths), entry)
+        if "files" in entry:
+            paths = fetch.locate(entry, download)
+            raw = reader(fetch.Files(paths), entry)
+        else:
+            raw = reader(entry)
     except DataError:
         raise
     except MALFORMED as error:
+        if not paths:
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"{name}: {paths[0].parent} cannot be read ({reason}): delete its files and load again") from error
+        raise DataError(
+            f"{name}: {paths[0].parent} cannot be read ({reason}): delete its files and load again"
+        ) from error
+    checksum = digest(raw)
+    if checksum != entry.get("checksum", checksum):
+        for file in entry.get("public", []):
+            if not file["sha256"]:  # nothing but its content could tell that such a download was a wrong one
+                (fetch.cache() / file["path"]).unlink(missing_ok=True)
+        raise DataError(
+            f"{name}: its content has checksum {checksum}, expected {entry['checksum']}: {entry['source']} "
+            "gives other data than the book ran on; install the versions in constraints.txt or load again"
+        )
+    return raw, checksum
+
+
+def library(name: str, package: str = "") -> Any:
+    """An optional library, or one line that says how to get it."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise DataError(f"this set is read by {name}, which is not installed: pip install {package or name}") from None

@@ -62,7 +62,7 @@ def statsmodels(entry: Entry) -> Raw:
     import pandas as pd
 
     name = entry["variant"]
-    found = pd.read_csv(folder("statsmodels") / "datasets" / name / f"{name}.csv", float_precision="round_trip")
+    found = pd.read_csv(folder("statsmodels") / "datasets" / name / f"{name}.csv")
     if entry.get("by_row"):  # a year a row, a month a column
         values = found.iloc[:, 1:].to_numpy(np.float64).reshape(-1, 1)
     else:
@@ -114,7 +114,9 @@ def source(modules: list[str]) -> str:
         path = Path(sysconfig.get_path("stdlib")).joinpath(*module.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if not path.exists():
-            raise DataError(f"stdlib: this Python has no {path}: use one that ships its library as source (3.11 to 3.14)")
+            raise DataError(
+                f"stdlib: this Python has no {path}: use one that ships its library as source (3.11 to 3.14)"
+            )
         text = path.read_text(encoding="utf-8").expandtabs(4)
         texts.append(re.sub(f"[^{re.escape(CHARACTERS)}]", "", text))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(texts))
