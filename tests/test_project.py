@@ -88,6 +88,8 @@ def test_sizes_of_the_two_halves():
         return sum(len(path.read_text().splitlines()) for path in paths)
 
     package = ROOT / "src" / "benchtop"
-    bench = [p for p in package.rglob("*.py") if "publish" not in p.parts]
-    assert lines(bench) <= 1_700, "the bench is to be read in an hour"
+    readers = package / "data" / "public.py"  # a short function a file format: read one, when you use its set
+    bench = [p for p in package.rglob("*.py") if "publish" not in p.parts and p != readers]
+    assert lines(bench) <= 1_850, "the bench is to be read in an hour"
+    assert lines([readers]) <= 620
     assert lines((package / "publish").rglob("*.py")) <= 2_300

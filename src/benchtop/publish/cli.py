@@ -103,6 +103,53 @@ def radar(names: Names = None) -> None:
         raise typer.Exit(1)
 
 
+data_app = typer.Typer(no_args_is_help=True, help="List, fetch and check the data sets.")
+app.add_typer(data_app, name="data")
+Sets = Annotated[Optional[list[str]], typer.Argument(help="data sets; all if none is given")]  # noqa: UP045
+
+
+@data_app.command("list")
+def data_list(as_json: Annotated[bool, typer.Option("--json", help="all columns, as JSON")] = False) -> None:
+    """Each data set with its kind, size and licence; no size: embedded, no network."""
+    import json
+
+    from benchtop.data import table
+
+    if as_json:
+        print(json.dumps(table(), indent=1))
+        return
+    for row in table():
+        size = f"{row['bytes'] / 1e6:.1f} MB" if row["bytes"] else "embedded"
+        print(f"{row['name']:<36} {row['kind']:<12} {size:>9}  {row['licence']}")
+
+
+@data_app.command("get")
+def data_get(names: Annotated[list[str], typer.Argument(help="data sets")]) -> None:
+    """Fetch data sets into the cache (or find them in the mirror) and say where they are."""
+    from benchtop.data import get
+
+    for name in names:
+        print(f"{name}: {', '.join(map(str, get(name))) or 'embedded, nothing to fetch'}", flush=True)
+
+
+@data_app.command("check")
+def data_check(names: Sets = None) -> None:
+    """Read data sets from what is on this machine and compare their content with the registry."""
+    from benchtop.data import DataError
+    from benchtop.data import check as verify
+    from benchtop.data import names as known
+
+    failed = 0
+    for name in names or known():
+        try:
+            print(verify(name), flush=True)
+        except DataError as error:
+            failed += 1
+            print(error, file=sys.stderr, flush=True)
+    if failed:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Errors of ours are one line on standard error; anything else keeps its traceback."""
     try:
