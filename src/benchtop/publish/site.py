@@ -401,7 +401,7 @@ def _templates():
     )  # fmt: skip
     environment.filters["place"] = lambda x: round(50 + 50 * x / (1 + abs(x)), 1)  # the whole axis in 100 %
     environment.globals |= {"graph": graph, "course": course, "exemplary": exemplary, "peers_of": peers}
-    environment.globals |= {"VERDICTS": VERDICTS, "COSTS": COSTS, "data": data.registry}
+    environment.globals |= {"VERDICTS": VERDICTS, "COSTS": COSTS, "data": data.table}
     return environment.get_template("site.html").module
 
 
