@@ -522,3 +522,22 @@ def test_commands_list_get_and_check(serve, own_cache, capsys, monkeypatch):
     assert code == 0 and out.startswith("names: 10 rows")
     code, _, err = command(capsys, monkeypatch, "get", "nmaes")
     assert code == 1 and err == "benchtop: unknown data set 'nmaes': did you mean names?\n"
+
+
+# ---- the benchmark measures what it says ----
+
+
+def test_crop_and_flip_moves_each_image_by_at_most_the_pad_and_flips_half():
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("data_benchmark", Path(__file__).parents[1] / "benchmarks" / "data.py")
+    benchmark = module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    x = torch.rand(400, 3, 6, 7)
+    found = benchmark.crop_and_flip(x, torch.Generator().manual_seed(0), pad=1)
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    crops = [padded[:, :, i : i + 6, j : j + 7] for i in range(3) for j in range(3)]
+    same = torch.stack([(found == c).flatten(1).all(1) for crop in crops for c in (crop, crop.flip(-1))])
+    assert same.any(0).all(), "each image is one of the nine crops, or its mirror image"
+    assert same.any(1).all(), "and all of them occur"
+    assert 0.4 < same[1::2].any(0).float().mean() < 0.6
