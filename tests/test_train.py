@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import benchtop as bt
-from benchtop import train
+from benchtop import optim, train
 
 X = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
 Y = (X @ torch.linspace(-1, 1, 8)).sign().clamp(0).long()
@@ -64,7 +64,7 @@ def test_stacked_equals_one_by_one(model, optimiser):
     setting = dict(model=model, optimiser=optimiser, lr=[1e-2, 3e-3], weight_decay=0.1)
     if optimiser == "sgd":
         setting["momentum"] = 0.9
-    stacked, alone = run(**setting), run(**setting, vectorize=False)
+    stacked, alone = run(**setting, vectorize=True), run(**setting, vectorize=False)
     for a, b in zip(stacked.models, alone.models):
         for p, q in zip(a.parameters(), b.parameters()):
             assert (p - q).abs().max() < 1e-4
@@ -84,10 +84,11 @@ def test_the_update_is_that_of_torch(name):
     else:
         reference = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
     h = {"lr": 0.1, "weight_decay": 0.3} if name == "adamw" else {"lr": 0.1, "momentum": 0.9}
-    p, state = model.weight.detach(), (torch.zeros(3, 4), torch.zeros(3, 4))
+    p, optimiser = model.weight.detach(), optim.OPTIMISERS[name]
+    state, h = optimiser.init(p), {k: torch.tensor(v) for k, v in h.items()}
     for step in range(1, 6):
         gradient = torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
-        p, state = train.OPTIMISERS[name](p, gradient, state, step, h)
+        p, state = optimiser.update(p, gradient, state, h, torch.tensor(float(step), dtype=torch.float64))
         twin.weight.grad, twin.bias.grad = gradient, torch.zeros(3)
         reference.step()
     torch.testing.assert_close(p, twin.weight.detach(), rtol=1e-6, atol=1e-6)
@@ -106,9 +107,9 @@ def test_a_seed_sees_the_same_batches_in_every_arm_and_grid_point():
         seen.append(batch[0].sum().item())
         return batch
 
-    bt.fit(MODELS["mlp"], loss, spy, steps=3, seeds=[5, 6], lr=[0.1, 0.2])
+    bt.fit(MODELS["mlp"], loss, spy, steps=3, seeds=[5, 6], lr=[0.1, 0.2], vectorize=True)
     first, seen = seen, []
-    bt.fit(MODELS["transformer"], loss, spy, steps=3, seeds=[5, 6], lr=0.1)
+    bt.fit(MODELS["transformer"], loss, spy, steps=3, seeds=[5, 6], lr=0.1, vectorize=True)
     assert first == seen
     assert len(set(first)) == 6
 

@@ -1,0 +1,358 @@
+"""The two ways to train replicas, all at once or one after the other, and the choice between them."""
+
+import contextlib
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from benchtop import report
+from benchtop.batching import ReplicaRules, branch
+from benchtop.optim import Mover, Optimiser
+
+# Floating-point operations of one replica's step (forward and backward) above which stacking does not pay on a CPU, nor
+# a single thread: the time then goes into arithmetic and no longer into starting operations. Measured on 2 cores, 16
+# replicas: perceptrons of width 512 (110 million) broke even, 1024 (420 million) were 1.4 times faster one by one.
+LARGE = 80_000_000
+GRAPH_AFTER = 3  # eager steps on CUDA before the step is captured: libraries set themselves up in them
+
+
+class _Call(nn.Module):
+    """A module whose forward calls a function on another one: functional_call then reaches whatever the function uses."""
+
+    def __init__(self, model: nn.Module, function: Callable):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *args, **kwargs):
+        return self.function(self.model, *args, **kwargs)
+
+
+@dataclass
+class Job:
+    """What both ways need to know."""
+
+    loss: Callable
+    sample: Callable
+    steps: int
+    replicas: list[dict[str, float]]
+    named: list[str]  # hyper-parameters that the loss takes
+    optimiser: Optimiser
+    schedule: Callable[[int, int], float]
+    evaluate: Callable | None
+    every: int
+    device: torch.device
+    precision: str
+    arm: str
+    log: Callable
+    diverged: Callable
+
+    def due(self, step: int) -> bool:
+        return self.evaluate is not None and (step % self.every == 0 or step == self.steps)
+
+    def generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(device=self.device).manual_seed(seed)
+
+    def column(self, name: str, replicas: list[dict[str, float]]) -> Tensor:
+        return torch.tensor([float(r[name]) for r in replicas], device=self.device)
+
+    def mover(self, flat: Tensor, shapes: list[torch.Size], replicas: list[dict[str, float]]) -> Mover:
+        hyper = {name: self.column(name, replicas) for name in replicas[0] if name != "seed"}
+        return Mover(self.optimiser, flat, shapes, hyper)
+
+    def keys(self, replicas: list[dict[str, float]]) -> Tensor:
+        return branch(
+            torch.tensor(0, device=self.device), torch.tensor([r["seed"] for r in replicas], device=self.device)
+        )
+
+    def clock(self, step: int) -> tuple[Tensor, Tensor]:
+        """The step and the factor on lr, as scalar tensors in double precision."""
+        factor = self.schedule(step, self.steps)
+        return tuple(torch.tensor([float(step), factor], dtype=torch.float64, device=self.device))
+
+    @contextlib.contextmanager
+    def rules(self, key: Tensor, stacked: bool) -> Iterator[None]:
+        """The replica's own randomness and the precision asked for, around a loss or an evaluation."""
+        with ReplicaRules(key, stacked), torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
+            yield
+
+    def progress(self, total: int) -> tqdm:
+        """A bar for who waits longer than three seconds; silent where nobody looks."""
+        watched = sys.stderr.isatty() or report.in_notebook()
+        hidden = not watched or report.LOG in os.environ
+        return tqdm(total=total, desc=self.arm, delay=3, disable=hidden, leave=False)
+
+
+def _step_key(key: Tensor, step: Tensor) -> Tensor:
+    return branch(key, step.long())
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def work(job: Job, model: nn.Module) -> float:
+    """Floating-point operations of one replica's step, counted on a copy; the model and its statistics stay untouched."""
+    replica = job.replicas[0]
+    state = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in model.named_parameters()}
+    state |= {name: t.clone() for name, t in model.named_buffers()}
+    state = {f"model.{name}": t for name, t in state.items()}
+    batch = job.sample(job.generator(replica["seed"]))
+    torch.manual_seed(replica["seed"])
+    with FlopCounterMode(display=False) as counter, job.rules(job.keys([replica])[0], stacked=False):
+        value = functional_call(_Call(model, job.loss), state, (batch,), {n: float(replica[n]) for n in job.named})
+        torch.autograd.grad(value, [t for t in state.values() if t.requires_grad], allow_unused=True)
+    return counter.get_total_flops()
+
+
+def choose(job: Job, models: list[nn.Module], vectorize: bool | None, load: float) -> tuple[bool, str]:
+    """Stack the replicas? And why. A rule and not a stopwatch: the same call must give the same bits."""
+    if vectorize is not None:
+        return vectorize, f"vectorize={vectorize}"
+    if len(models) == 1:
+        return False, "one replica"
+    size = f"{load / 1e6:.3g} million operations a step and replica"
+    if load > LARGE and job.device.type == "cpu":
+        return False, f"{size}: above {LARGE / 1e6:g} million stacking does not pay on a CPU"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            stack = _Stack(job, models[:2], job.replicas[:2])
+            stack.step(stack.batch([job.generator(r["seed"]) for r in job.replicas[:2]], 1), *job.clock(1))
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            NotImplementedError,
+        ) as error:  # one's own mistake shows in the loop
+            return False, f"vmap cannot take this model or loss ({str(error).splitlines()[0][:160]})"
+    for warning in caught:
+        if "batching rule for" in str(warning.message):
+            return False, f"no batching rule for {str(warning.message).split('batching rule for ')[1].split('. ')[0]}"
+    return True, size
+
+
+class _Stack:
+    """Replicas as one: trained parameters in ``flat`` (replicas, numbers), all else by name."""
+
+    def __init__(self, job: Job, models: list[nn.Module], replicas: list[dict[str, float]]):
+        self.job, self.models, self.skeleton = job, models, models[0]
+        own = [dict(model.named_parameters()) for model in models]
+        self.names = [name for name, p in own[0].items() if p.requires_grad]
+        self.shapes = [own[0][name].shape for name in self.names]
+        self.flat = torch.stack([torch.cat([ps[name].detach().flatten() for name in self.names]) for ps in own])
+        self.fixed, self.dims = {}, {}
+        for name, p in own[0].items():
+            if not p.requires_grad:  # held once if all replicas share it, say a pre-trained backbone
+                same = all(torch.equal(p, ps[name]) for ps in own)
+                self.fixed[name] = p.detach() if same else torch.stack([ps[name].detach() for ps in own])
+                self.dims[name] = None if same else 0
+        buffers = [dict(model.named_buffers()) for model in models]
+        self.buffers = {name: torch.stack([bs[name] for bs in buffers]) for name in buffers[0]}
+        self.keys = job.keys(replicas)
+        self.passed = {name: job.column(name, replicas) for name in job.named}
+        self.mover = job.mover(self.flat, self.shapes, replicas)
+        self.gradient = self._mapped(grad_and_value(self._loss))
+
+    def _mapped(self, function: Callable) -> Callable:
+        return vmap(function, in_dims=(0, 0, self.dims, 0, 0, 0))
+
+    def _call(
+        self, function: Callable, flat: Tensor, buffers: dict, fixed: dict, key: Tensor, args: tuple, passed: dict
+    ):
+        pieces = flat.split([shape.numel() for shape in self.shapes])
+        own = {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes)} | fixed | buffers
+        own = {f"model.{name}": tensor for name, tensor in own.items()}
+        with self.job.rules(key, stacked=True):
+            return functional_call(_Call(self.skeleton, function), own, args, passed)
+
+    def _loss(self, flat, buffers, fixed, key, batch, passed):
+        return self._call(self.job.loss, flat, buffers, fixed, key, (batch,), passed).float()
+
+    def _metrics(self, flat, buffers, fixed, key, *_):
+        return self._call(self.job.evaluate, flat, buffers, fixed, key, (), {})
+
+    def batch(self, generators: list[torch.Generator], repeat: int) -> Any:
+        """The batches of the seeds, each repeated for the points of the grid."""
+        sample = self.job.sample
+        if isinstance(sample, Batches):  # one gather for all
+            return sample.take(torch.stack([sample.rows(g) for g in generators]).repeat_interleave(repeat, 0))
+        return _stack([sample(g) for g in generators], repeat)
+
+    def step(self, batch: Any, step: Tensor, factor: Tensor) -> Tensor:
+        """Move all replicas; their losses before the move."""
+        keys = _step_key(self.keys, step)
+        grads, losses = self.gradient(self.flat, self.buffers, self.fixed, keys, batch, self.passed)
+        self.mover(self.flat, grads, step, factor)
+        return losses
+
+    def measure(self, step: Tensor) -> dict[str, list[float]]:
+        keys = _step_key(self.keys, step)
+        with _evaluating(self.skeleton):
+            try:
+                values = self._mapped(self._metrics)(self.flat, self.buffers, self.fixed, keys, keys, self.passed)
+                return {name: value.tolist() for name, value in values.items()}
+            except (RuntimeError, ValueError, TypeError, NotImplementedError):
+                pass  # numbers made outside torch, say: then one model at a time, where a real mistake shows
+        self.write_back()
+        each = [_measure(self.job, model, key) for model, key in zip(self.models, keys)]
+        return {name: [values[name] for values in each] for name in each[0]}
+
+    def write_back(self) -> None:
+        with torch.no_grad():
+            for i, model in enumerate(self.models):
+                own = dict(model.named_parameters())
+                for name, piece, shape in zip(
+                    self.names, self.flat[i].split([s.numel() for s in self.shapes]), self.shapes
+                ):
+                    own[name].copy_(piece.view(shape))
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(self.buffers[name][i])
+
+    def capture(self, batch: Any, step: Tensor, factor: Tensor) -> Callable[..., Tensor]:
+        """`step` as one CUDA graph. Not measured yet: the tests compare it with eager steps where there is a GPU."""
+        still, state = tree_map(torch.clone, (batch, step, factor)), self.mover.state
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            losses = self.step(*still)
+            for old, new in zip(tree_leaves(state), tree_leaves(self.mover.state)):
+                old.copy_(new)
+        self.mover.state = state
+
+        def replay(*now: Any) -> Tensor:
+            for old, new in zip(tree_leaves(still), tree_leaves(now)):
+                old.copy_(new)
+            graph.replay()
+            return losses
+
+        return replay
+
+
+def train_stacked(job: Job, models: list[nn.Module]) -> None:
+    stack = _Stack(job, models, job.replicas)
+    generators = [job.generator(seed) for seed in dict.fromkeys(r["seed"] for r in job.replicas)]
+    repeat = len(models) // len(generators)
+    take, cuda = stack.step, job.device.type == "cuda"
+    failed = torch.zeros(len(models), dtype=torch.float64, device=job.device)  # the first step with a bad loss
+    if job.due(0):
+        job.log(0, stack.measure(job.clock(0)[0]))
+    dead: set[int] = set()
+    with job.progress(job.steps) as bar:
+        for step in range(1, job.steps + 1):
+            batch, clock = stack.batch(generators, repeat), job.clock(step)
+            if cuda and step == GRAPH_AFTER + 1:
+                take = stack.capture(batch, *clock)
+            losses = take(batch, *clock)
+            failed = torch.where((failed == 0) & ~losses.isfinite(), clock[0], failed)
+            if not cuda or job.due(step) or step == job.steps:  # reading a number makes the host wait for the device
+                for i in failed.nonzero().flatten().tolist():
+                    if i not in dead:
+                        dead.add(i)
+                        job.diverged(int(failed[i]), job.replicas[i])
+            if job.due(step):
+                job.log(step, stack.measure(clock[0]))
+            bar.update()
+    stack.write_back()
+
+
+def train_one_by_one(job: Job, models: list[nn.Module]) -> None:
+    measured: dict[int, list[dict[str, float]]] = {}
+    with job.progress(job.steps * len(models)) as bar:
+        for model, replica in zip(models, job.replicas):
+            torch.manual_seed(replica["seed"])  # for whatever noise ReplicaRules does not know
+            generator, key = job.generator(replica["seed"]), job.keys([replica])[0]
+            passed = {name: float(replica[name]) for name in job.named}
+            params = [p for p in model.parameters() if p.requires_grad]
+            flat = torch.cat([p.detach().flatten() for p in params])[None]
+            for p, piece in zip(params, flat[0].split([p.numel() for p in params])):
+                p.data = piece.view(p.shape)
+            mover = job.mover(flat, [p.shape for p in params], [replica])
+            for step in range(job.steps + 1):
+                clock = job.clock(step)
+                if step:
+                    with job.rules(_step_key(key, clock[0]), stacked=False):
+                        value = job.loss(model, job.sample(generator), **passed)
+                    if not math.isfinite(value.item()):
+                        job.diverged(step, replica)
+                    grads = torch.autograd.grad(value, params, allow_unused=True)
+                    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads)]
+                    with torch.no_grad():
+                        mover(flat, torch.cat([g.flatten() for g in grads])[None], *clock)
+                    bar.update()
+                if job.due(step):
+                    measured.setdefault(step, []).append(_measure(job, model, _step_key(key, clock[0])))
+            for p in params:
+                p.data = p.data.clone()  # a trained model owns its numbers
+    for step, each in sorted(measured.items()):
+        job.log(step, {name: [values[name] for values in each] for name in each[0]})
+
+
+def _measure(job: Job, model: nn.Module, key: Tensor) -> dict[str, float]:
+    with _evaluating(model), job.rules(key, stacked=False):
+        return {name: float(value) for name, value in job.evaluate(model).items()}
+
+
+def _stack(batches: list[Any], repeat: int) -> Any:
+    """Batches of the seeds as one batch of the replicas, structure kept (tensor, tuple, list or dict)."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.stack(batches).repeat_interleave(repeat, dim=0) if repeat > 1 else torch.stack(batches)
+    if isinstance(first, dict):
+        return {key: _stack([b[key] for b in batches], repeat) for key in first}
+    if isinstance(first, tuple | list):
+        parts = [_stack(list(parts), repeat) for parts in zip(*batches)]
+        return first._make(parts) if hasattr(first, "_make") else type(first)(parts)
+    raise ValueError(
+        f"sample returned a {type(first).__name__}: expected a tensor, or a tuple, list or dict of tensors"
+    )
+
+
+class Batches:
+    """A ``sample`` in two halves, so that `fit` gathers the rows of all seeds at once; made by `batches`."""
+
+    def __init__(self, part: Sequence[Tensor], size: int, length: int | None):
+        self.part, self.size, self.length = part, size, length
+
+    def rows(self, generator: torch.Generator) -> Tensor:
+        last = len(self.part[0]) - (self.length or 1) + 1
+        rows = torch.randint(last, (self.size,), generator=generator, device=self.part[0].device)
+        return rows if self.length is None else rows[:, None] + torch.arange(self.length, device=rows.device)
+
+    def take(self, rows: Tensor) -> Any:
+        make = self.part._make if hasattr(self.part, "_make") else tuple
+        return make(tensor[rows] for tensor in self.part)
+
+    def __call__(self, generator: torch.Generator) -> Any:
+        return self.take(self.rows(generator))
+
+
+def batches(part: Sequence[Tensor], size: int, length: int | None = None) -> Batches:
+    """A ``sample`` for `fit`: ``size`` rows of ``part`` at random, with replacement, as the same kind of tuple.
+
+    With ``length``, for text and series: ``size`` windows of so many consecutive rows, each tensor (size, length, ...).
+    The data stay where they are, once for all replicas; only rows are copied.
+    """
+    if length is not None and length > len(part[0]):
+        raise ValueError(
+            f"batches got length={length} for {len(part[0])} rows: a window cannot be longer than the data"
+        )
+    return Batches(part, size, length)
