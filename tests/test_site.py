@@ -383,6 +383,15 @@ def test_every_warning_is_an_error(book):
         pages.build(book)
 
 
+def test_chapter_needs_its_paper_among_the_references(book):
+    references = book.root / "book" / "references.bib"
+    references.write_text(re.sub(r"@article\{thirdkey.*\n", "", references.read_text()))
+    with pytest.raises(
+        BookError, match=r"^book/attention/third\.ipynb: references\.bib has no entry for 'Hopfield Networks"
+    ):
+        pages.build(book)
+
+
 def test_bundle_is_one_zip_with_checksums_and_the_same_every_time(small, tmp_path):
     book, _ = small
     first, second = pages.bundle(book, tmp_path / "a.zip"), pages.bundle(book, tmp_path / "b.zip")
@@ -453,8 +462,11 @@ def test_nothing_is_loaded_from_elsewhere(parsed):
     assert not outside
 
 
-def test_pictures_have_alt_text_and_headings_an_order(parsed):
+def test_pictures_have_alt_text_headings_an_order_and_pages_a_language(parsed):
     for path, links in parsed[1].items():
+        if path.parent != parsed[0] or path.stem == "search":
+            html = path.read_text()
+            assert '<html lang="en"' in html and 'id="pst-skip-link"' in html, path
         assert all(picture.get("alt", "").strip() or picture.get("alt") == "" for picture in links.pictures), path
         levels = links.levels
         if path.stem in ("genindex", "search") or path.parent == parsed[0]:
@@ -651,13 +663,14 @@ def test_usable_at_every_width_and_kept_for_a_look(visit, looked_at):
     SHOTS.mkdir(exist_ok=True)
     for path in looked_at:
         tab = visit(path)
+        tab.add_style_tag(content="* { transition: none !important }")
         for width, scheme in ((360, "light"), (768, "light"), (1280, "light"), (1280, "dark")):
             tab.set_viewport_size({"width": width, "height": 900})
             tab.emulate_media(color_scheme=scheme)
             assert tab.evaluate("document.documentElement.scrollWidth") <= width, f"{path.stem} scrolls at {width}"
             assert not (cut := tab.evaluate(CUT)), f"{path.stem} at {width}: {cut}"
             short = tab.evaluate("document.documentElement.scrollHeight") < 9000
-            tab.screenshot(path=SHOTS / f"{path.stem}-{width}-{scheme}.png", full_page=short)
+            tab.screenshot(path=SHOTS / f"{path.stem}-{width}-{scheme}.png", full_page=short, animations="disabled")
 
 
 @pytest.fixture(scope="module")

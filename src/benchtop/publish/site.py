@@ -283,7 +283,8 @@ def in_words(seconds: float) -> str:
 def address_of(fields: dict[str, str]) -> str:
     if "doi" in fields:
         return f"https://doi.org/{fields['doi']}"
-    return f"https://arxiv.org/abs/{fields['eprint']}" if "eprint" in fields else fields.get("url", "")
+    number = re.search(r"\d{4}\.\d{4,5}", fields.get("eprint", "") or fields.get("journal", ""))
+    return f"https://arxiv.org/abs/{number[0]}" if number else fields.get("url", "")
 
 
 def part_title(book: Book, part: str) -> str:
@@ -294,17 +295,19 @@ def part_title(book: Book, part: str) -> str:
 
 
 def picture(chapter: Chapter) -> tuple[str, str]:
-    """The chapter's main figure, as base64, and its alt text: the last of the experiment, or else its first."""
-    found = {
-        tag: [
-            (output["data"]["image/png"], output["metadata"].get("image/png", {}).get("alt", "").strip())
-            for cell in chapter.cells(*tag)
-            for output in cell.outputs
-            if "image/png" in output.get("data", {})
-        ]
-        for tag in (("experiment",), ())
-    }
-    return next(iter([*found["experiment",][-1:], *found[()][:1]]), ("", ""))
+    """The chapter's main figure, as base64, and its alt text: the last of the experiment, or else its first.
+
+    Forest plots are passed over: small, they all look alike.
+    """
+    found = [
+        ("experiment" in cell.metadata.get("tags", ()), output["data"]["image/png"], alt)
+        for cell in chapter.cells()
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+        and not (alt := output["metadata"].get("image/png", {}).get("alt", "").strip()).startswith("Forest plot")
+    ]
+    _, image, alt = next(iter([row for row in reversed(found) if row[0]] + found), ("", "", ""))
+    return image, alt
 
 
 def digest(value: Any) -> str:
@@ -337,10 +340,10 @@ def graph(site: Site) -> dict[str, Any]:
         rows[column[slug]] += 1
         x, y = 8 + 250 * column[slug], 8 + 64 * height[slug]
         nodes.append({"chapter": site.chapters[slug], "x": x, "y": y,
-                      "lines": textwrap.wrap(site.chapters[slug].title, 27, max_lines=2, placeholder=" …")})  # fmt: skip
+                      "lines": textwrap.wrap(site.chapters[slug].title, 25, max_lines=2, placeholder=" …")})  # fmt: skip
     at = {node["chapter"].slug: node for node in nodes}
     edges = [
-        (at[b]["x"] + 200, at[b]["y"] + 24, node["x"], node["y"] + 24) for node in nodes for b in node["chapter"].before
+        (at[b]["x"] + 210, at[b]["y"] + 24, node["x"], node["y"] + 24) for node in nodes for b in node["chapter"].before
     ]
     size = (250 * (max(column.values(), default=0) + 1), 64 * max(rows.values(), default=0) + 8)
     return {"nodes": nodes, "edges": edges, "width": size[0], "height": size[1]}
@@ -476,6 +479,10 @@ def furnish(app, doctree) -> None:
                 f"{where}a picture without alt text: bt.show(fig, alt=...) or ![what is to be seen](...)", location=node
             )
     if facts:
+        for paper in facts.papers:
+            if not (paper["authors"] and paper["url"]):
+                lacks = "authors" if paper["url"] else "address (doi, eprint or url)" if paper["authors"] else "entry"
+                log.warning(f"references.bib has no {lacks} for {paper['title']!r}", location=(doc, None))
         app.env.metadata[doc]["benchtop"] = site.digest_of(facts)
         section = next(doctree.findall(nodes.section))
         section.insert(1, nodes.raw("", render("card", site, doc, facts), format="html"))
