@@ -315,6 +315,16 @@ def sliders(page: Page) -> Iterator[Wrong]:
 
 # ---- prose ----
 
+TO_WRITE = "WRITE:"  # how `benchtop new` marks a place
+
+
+def unwritten(page: Page) -> Iterator[Wrong]:
+    """No place of the skeleton waits to be written."""
+    for cell in page.cells:
+        if TO_WRITE in cell.source:
+            yield cell, f"the skeleton's words stand here: {cell.source[cell.source.index(TO_WRITE) :]:.60}", "write it"
+
+
 NUMBER = r"(?<![\w.#])(?:\d{1,3}(?:[,\u2009\u202f]\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\d⁻⁰¹²³⁴-⁹])"
 PLACE = r"\(?[A-Z]?\.?\d[\d.]*\)?"
 UNMEASURED = (  # what stands in prose as digits and is no result
@@ -529,7 +539,7 @@ def peer(page: Page) -> Iterator[Wrong]:
 
 RULES: tuple[Rule, ...] = (
     *(metadata, papers, prerequisites, headings, set_up, tags, tasks, sizes, outputs, images, sliders),
-    *(numbers, deviations, citations, links, record, fairness),
+    *(unwritten, numbers, deviations, citations, links, record, fairness),
 )
 TRIALS: tuple[Rule, ...] = (exercises, planted, peer)
 

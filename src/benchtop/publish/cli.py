@@ -45,6 +45,18 @@ def list_() -> None:
 
 
 @app.command()
+def new(
+    slug: Annotated[str, typer.Argument(help="name of the chapter, as in modern-hopfield")],
+    paper: Annotated[int, typer.Option(help="id of its paper in book/papers.yml")],
+) -> None:
+    """Write the skeleton of a chapter, which runs, and enter it in the lists."""
+    from benchtop.publish.new import new as write
+
+    path = write(Book.find(), slug, paper)
+    print(f"{path}: `benchtop run {slug} --profile smoke` runs it, `benchtop check {slug}` says what is to be written")
+
+
+@app.command()
 def build() -> None:
     """Make the HTML pages in _build/html, with warnings as errors."""
     from benchtop.publish.site import build as make
