@@ -324,6 +324,24 @@ def test_a_wrong_checksum_is_tried_again_then_named_and_the_bad_file_is_gone(ser
     assert server.asked == 2 and kept(own_cache) == []
 
 
+@pytest.mark.parametrize("served", [b"x\ny\nz\nu\nv\n", b"\xff" * 60], ids=["other content", "unreadable"])
+def test_a_wrong_download_whose_sha256_nobody_knows_is_told_by_its_content_and_removed(
+    serve, served, own_cache, monkeypatch
+):
+    server = serve(NAMES)
+    checksum = data.digest(data.read("names")[0])
+    entry = data.registry()["names"] | {"checksum": checksum}
+    entry["public"] = [entry["files"][0] | {"path": "names/all.txt", "sha256": None}]
+    entry["files"] = [entry["files"][0] | {"path": "names/none.txt"}]  # what a mirror would hold
+    monkeypatch.setattr(data, "registry", lambda: {"names": entry | {"file": "all.txt"}})
+    server.replies = [served.ljust(len(NAMES), b"\n"), NAMES]
+    with pytest.raises(data.DataError, match=r"load again$") as error:
+        bt.load("names")
+    one_line(error)
+    assert "all.txt" not in kept(own_cache)
+    assert bt.load("names").checksum == checksum, "the cure works"
+
+
 def test_the_second_try_may_succeed(serve, own_cache):
     server = serve(b"x" * len(NAMES), NAMES)
     assert len(bt.load("names").train.x) == 6
