@@ -8,6 +8,7 @@ import pytest
 
 from benchtop.publish import check as checker
 from benchtop.publish.chapter import Book, Chapter
+from benchtop.publish.cli import main
 from benchtop.publish.mutate import mutants
 
 ADDRESS = "https://github.com/somebody/somebook"
@@ -507,3 +508,47 @@ def test_trials_are_repeated_only_when_something_changed(made, tmp_path, monkeyp
     assert [run(), run()] == [(1, 0), (0, 0)]
     made.replace("import math", "import math\nbad = 1", tag="import math")
     assert [run(), run()] == [(1, 1), (1, 1)]
+
+
+# ---- the command ----
+
+
+def command(made, capsys, monkeypatch, *arguments) -> tuple[int, list[str], list[str]]:
+    """(exit status, lines on standard output, lines on standard error)"""
+    monkeypatch.chdir(made.root)
+    monkeypatch.setattr("sys.argv", ["benchtop", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code or 0, *(text.splitlines() for text in capsys.readouterr())
+
+
+def test_the_commands_check_and_mutate_say_a_line_for_each_thing_and_fail_when_there_is_one(made, capsys, monkeypatch):
+    made.chapter()
+    assert command(made, capsys, monkeypatch, "check", "scale") == (0, ["1 chapters, 0 findings"], [])
+    code, (words,), _ = command(made, capsys, monkeypatch, "mutate", "scale")
+    assert code == 0
+    assert words.startswith("6 of 6 planted mistakes caught (100%")
+    made.replace("Scale(a, b).forward(3.0)", "a", tag="check")
+    made.meta["stand_in"] = "no"
+    made.chapter()
+    code, lines, _ = command(made, capsys, monkeypatch, "check", "scale")
+    assert code == 1
+    assert [line.split(":")[0] for line in lines] == [
+        "scale.ipynb [metadata]",
+        "scale.ipynb [mutation]",
+        "1 chapters, 2 findings",
+    ]
+    code, lines, _ = command(made, capsys, monkeypatch, "mutate", "scale")
+    assert code == 1
+    assert lines[0] == "survived  cell 8 line 8  Scale.forward: self.a * x + self.b -> self.a * x - self.b"
+    assert command(made, capsys, monkeypatch, "check", "scale", "--fast")[1][-1] == "1 chapters, 1 findings"
+
+
+@pytest.mark.parametrize("words", ["chekc", "check --slow", "check nothing", "run --jobs x", "run --profile huge", "mutate",
+                                   "mutate nothing", "radar nothing", "data lst", "data get", "data get digit"])  # fmt: skip
+def test_words_that_the_command_does_not_know_are_one_line(made, capsys, monkeypatch, words):
+    code, out, err = command(made, capsys, monkeypatch, *words.split())
+    assert code in (1, 2)
+    assert (len(out), len(err)) == (0, 1)
+    assert err[0].startswith("benchtop: ")
+    assert "`" in err[0] or "expected" in err[0] or "did you mean" in err[0], "and says what to do"
