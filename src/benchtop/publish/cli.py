@@ -163,11 +163,17 @@ def data_check(names: Sets = None) -> None:
 
 
 def main() -> None:
-    """Errors of ours are one line on standard error; anything else keeps its traceback."""
+    """Errors of ours, and words that the command does not know, are one line on standard error; others keep their traceback."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        sys.exit(130)
     except (BookError, ValueError, LookupError) as error:
         if os.environ.get("BENCHTOP_TRACEBACK"):
             raise
         print(f"benchtop: {error}", file=sys.stderr)
         sys.exit(1)
+    except typer.BadParameter.__mro__[2] as error:  # ClickException, of click or of the copy that newer typer brings
+        if words := error.format_message():  # none: the help was shown
+            print(f"benchtop: {words.rstrip('.')} (see `benchtop --help`)", file=sys.stderr)
+        sys.exit(error.exit_code)
