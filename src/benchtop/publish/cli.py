@@ -109,6 +109,18 @@ def doctor() -> None:
 
 
 @app.command()
+def new(
+    slug: Annotated[str, typer.Argument(help="name of the chapter, as in modern-hopfield")],
+    paper: Annotated[int, typer.Option(help="id of its paper in book/papers.yml")],
+) -> None:
+    """Write the skeleton of a chapter, which runs, and enter it in the lists."""
+    from benchtop.publish.new import new as write
+
+    path = write(Book.find(), slug, paper)
+    print(f"{path}: `benchtop run {slug} --profile smoke` runs it, `benchtop check {slug}` says what is to be written")
+
+
+@app.command()
 def build() -> None:
     """Make the HTML pages in _build/html, with warnings as errors."""
     from benchtop.publish.site import build as make
@@ -213,14 +225,20 @@ def data_check(names: Sets = None) -> None:
 
 
 def main() -> None:
-    """Errors of ours are one line on standard error; anything else keeps its traceback."""
+    """Errors of ours, and words that the command does not know, are one line on standard error; others keep their traceback."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        sys.exit(130)
     except (BookError, ValueError, LookupError) as error:
         if os.environ.get("BENCHTOP_TRACEBACK"):
             raise
         print(f"benchtop: {error}", file=sys.stderr)
         sys.exit(1)
+    except typer.BadParameter.__mro__[2] as error:  # ClickException, of click or of the copy that newer typer brings
+        if words := error.format_message():  # none: the help was shown
+            print(f"benchtop: {words.rstrip('.')} (see `benchtop --help`)", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from benchtop.publish.chapter import BookError, Chapter, parse
 from benchtop.techniques import imports
 
 WANTED = 0.8  # the share of planted mistakes that the checks must catch
+EXCUSED = 0.3  # the largest share that may be listed as equivalent
 BUDGET = 20.0  # seconds a chapter on one core
 PATIENCE = 1.0  # a mutant may take this many seconds more than three times what the original takes
 MEMORY = 2 << 30  # bytes a mutant may allocate
@@ -262,8 +263,12 @@ class Report:
         return len(self.caught) / judged if judged else 0.0
 
     @property
+    def planted(self) -> int:
+        return len(self.caught) + len(self.survived) + len(self.equivalent)
+
+    @property
     def passed(self) -> bool:
-        return self.score >= WANTED and not self.unfounded
+        return self.score >= WANTED and not self.unfounded and len(self.equivalent) <= EXCUSED * self.planted
 
     def lines(self) -> Iterator[str]:
         """The survivors, with their places, then the score."""

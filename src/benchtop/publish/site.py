@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import nbformat
 
 from benchtop import data
 from benchtop.publish.chapter import Book, BookError, Chapter, write_atomically
@@ -512,14 +513,11 @@ def ancestors(node) -> Iterable[Any]:
 
 def script(chapter: Chapter) -> str:
     """The notebook as a script in the percent format, which editors and jupytext know."""
-    parts = []
-    for cell in chapter.notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if cell.cell_type == "code":
-            parts.append(f"# %% tags={json.dumps(tags)}\n{cell.source}" if tags else f"# %%\n{cell.source}")
-        else:
-            parts.append("\n".join(["# %% [markdown]", *(f"# {line}".rstrip() for line in cell.source.splitlines())]))
-    return "\n\n".join(parts) + "\n"
+    import jupytext
+
+    notebook = nbformat.from_dict(chapter.notebook)
+    notebook.metadata = {"jupytext": {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}}
+    return jupytext.writes(notebook, "py:percent")
 
 
 def thumbnail(image: str) -> bytes:
