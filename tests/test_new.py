@@ -51,8 +51,8 @@ def test_skeleton_runs_in_smoke_from_its_first_minute(book):
     from benchtop.publish.run import run
 
     new(book, "my-chapter", 7)
-    (result,) = run(book.select(["my-chapter"]), "smoke")
-    assert result.error == "" and result.outcome == "not measured"
+    summary = run(book, book.select(["my-chapter"]), "smoke")
+    assert [row["outcome"] for row in summary.ran] == ["not measured"], summary.failed
 
 
 @pytest.mark.parametrize(

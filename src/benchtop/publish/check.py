@@ -21,7 +21,17 @@ from typing import Any
 import numpy as np
 
 from benchtop.claims import judge
-from benchtop.publish.chapter import Book, BookError, Chapter, bare_code, module_digest, parse, write_atomically
+from benchtop.publish.chapter import (
+    MEMORY,
+    SECONDS,
+    Book,
+    BookError,
+    Chapter,
+    bare_code,
+    module_digest,
+    parse,
+    write_atomically,
+)
 from benchtop.publish.mutate import BUDGET, EXCUSED, WANTED, apart, blame, mutate
 from benchtop.widgets import MOST_BYTES, MOST_FRAMES
 
@@ -49,8 +59,6 @@ import sys
 if importlib.util.find_spec("benchtop") is None:  # on Colab: install the bench, leave torch as it is
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "benchtop @ git+{address}"], check=True)"""
 LINES, BYTES = 25, 250_000  # of a cell, of a notebook
-SECONDS = {"smoke": 8, "laptop": 90, "gpu": 600}  # after imports
-MEMORY = {"smoke": 2, "laptop": 4, "gpu": 64}  # GB at the peak
 OUTCOMES = {"smoke": ["not measured"], "laptop": ["holds", "open", "fails"], "gpu": ["holds", "open", "fails"]}
 SEEDS = 8
 MARK = "# NBVAL_CHECK_OUTPUT"
