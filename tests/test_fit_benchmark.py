@@ -64,6 +64,12 @@ def test_a_missed_bar_and_another_loss_are_named(bench):
     ]
 
 
+def test_a_measurement_that_takes_too_long_ends_in_one_line(bench, tmp_path):
+    options = SimpleNamespace(device="cpu", file=tmp_path / "x", limit=0.01)
+    with pytest.raises(SystemExit, match=r"mlp, fit: over 0.01 s \(load .* raise --limit"):
+        bench.measure("mlp", "fit", 1, options)
+
+
 def test_the_page_shows_the_numbers_of_the_file_and_says_what_is_missing(bench, tmp_path):
     def page():
         return site.render("speed", SimpleNamespace(book=SimpleNamespace(root=tmp_path)), "book/page")
