@@ -345,7 +345,7 @@ PLANTED = [
     (edit("3.0", "__import__('torch').rand(()).item()", tag="check"), "give each random call a generator="),
     (meta(equivalent_mutants=[{"mutant": "Scale: x -> y", "reason": "r"}]), "'Scale: x -> y' is caught or no longer there"),
     (drop("check"), "has no technique or no check cell"),
-    (lambda made: excuse_all(made), "6 of 6 planted mistakes are listed as equivalent, at most 30%"),
+    (lambda made: excuse_all(made), "6 of 6 planted mistakes are listed as equivalent, at most 33%"),
 ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from benchtop.publish.chapter import BookError, Chapter, parse
 from benchtop.techniques import imports
 
 WANTED = 0.8  # the share of planted mistakes that the checks must catch
-EXCUSED = 0.3  # the largest share that may be listed as equivalent
+EXCUSED = 1 / 3  # the largest share that may be listed as equivalent
 BUDGET = 20.0  # seconds a chapter on one core
 PATIENCE = 1.0  # a mutant may take this many seconds more than three times what the original takes
 MEMORY = 2 << 30  # bytes a mutant may allocate
