@@ -80,7 +80,9 @@ def cost(commands: list[list[str]], root: Path, cores: int | None = None) -> tup
         try:
             os.wait()
         except ChildProcessError:
-            return {"wall": round(wall, 1), "processor": round(spent() - before, 1)}, printed
+            row = {"wall": round(wall, 1), "processor": round(spent() - before, 1)}
+            print(f"{words[0].split('/')[-1]} {words[1]}: {row}", file=sys.stderr, flush=True)
+            return row, printed
 
 
 def main() -> None:
@@ -104,7 +106,19 @@ def main() -> None:
         summary = json.loads(printed)
         share = summary["wall"] * summary["jobs"] / summary["chapter_seconds"]
         mill = [
-            [str(scripts / "papermill"), str(p), str(root / "out.ipynb"), "-p", "profile", "smoke"] for p in notebooks
+            [
+                str(scripts / "papermill"),
+                str(p),
+                str(root / "out.ipynb"),
+                "-p",
+                "profile",
+                "smoke",
+                "-k",
+                "python3",
+                "-l",
+                "python",
+            ]
+            for p in notebooks
         ]
         rows["papermill, one after the other"], _ = cost(mill, root)
         build = [str(scripts / "jupyter-book"), "build", "--all", str(root)]
