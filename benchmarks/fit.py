@@ -289,7 +289,15 @@ def measure(name: str, way: str, threads: int, options: argparse.Namespace) -> d
     command = [sys.executable, __file__, "--worker", name, way, str(threads), "--device", options.device,
                "--file", str(options.file)]  # fmt: skip
     env = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, timeout=options.limit, check=True)
+    try:
+        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, timeout=options.limit, check=True)
+    except subprocess.TimeoutExpired:
+        busy = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        raise SystemExit(
+            f"{name}, {way}: over {options.limit:g} s ({busy}); wait for a quiet machine or raise --limit"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"{name}, {way}: its process ended with {error.returncode}, see its error above") from None
     return json.loads(done.stdout.splitlines()[-1]) if done.stdout else None
 
 
@@ -395,19 +403,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--limit", type=float, default=600, help="seconds that one measurement may take")
-    parser.add_argument("--out", type=Path, default=here, help="each device keeps an entry of its own in it")
+    parser.add_argument(
+        "--out", type=Path, help="default for all trainings: fit.json beside this file, an entry a device"
+    )
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         return work(options)
+    if options.out is None and set(options.only) == set(TRAININGS):
+        options.out = here
+    if os.getloadavg()[0] > 0.5:
+        print(
+            f"the machine is not quiet (load {os.getloadavg()[0]:.1f}): times will be too long, ratios uncertain",
+            flush=True,
+        )
     entry = machine(options.device) | {"repeats": options.repeats, "trainings": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             options.file = Path(folder, f"{name}.npz")
             entry["trainings"][name] = compare(name, options)
-            known = json.loads(options.out.read_text()) if options.out.exists() else {}
-            options.out.write_text(json.dumps(known | {options.device: entry}, indent=1) + "\n")
+            if options.out:
+                known = json.loads(options.out.read_text()) if options.out.exists() else {}
+                options.out.write_text(json.dumps(known | {options.device: entry}, indent=1) + "\n")
     print(table(entry["trainings"]))
     if missed := misses(entry["trainings"], options.device):
         raise SystemExit("\n".join(missed))

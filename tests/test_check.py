@@ -311,6 +311,7 @@ BROKEN = [
     (claim(metric="validation loss"), "Scale was tuned on 'validation loss', the verdict's data"),
     (claim(seeds=list(range(100, 107))), "7 verdict seeds, at least 8"),
     (claim(seeds=[100] * 8), "1 verdict seeds, at least 8"),
+    (claim(seeds=[100, 101, 102, 104, 105, 106, 107, 109]), "the verdict leaves out the seeds [103, 108]"),
     (arm(grid={"lr": [0.1, 0.2, 0.2]}), "unequal tuning budgets: Scale 3 points x 4 seeds x 100 steps, Shift 2"),
     (trained(grid={"lr": [0.4]}), "no verdict run of Shift has its tuned values {'lr': 0.2}"),
     (trained(steps=50), "verdict runs of unequal length: Scale 100, Shift 50 steps"),
@@ -344,7 +345,7 @@ PLANTED = [
     (edit("3.0", "__import__('torch').rand(()).item()", tag="check"), "give each random call a generator="),
     (meta(equivalent_mutants=[{"mutant": "Scale: x -> y", "reason": "r"}]), "'Scale: x -> y' is caught or no longer there"),
     (drop("check"), "has no technique or no check cell"),
-    (lambda made: excuse_all(made), "6 of 6 planted mistakes are listed as equivalent, at most 30%"),
+    (lambda made: excuse_all(made), "6 of 6 planted mistakes are listed as equivalent, at most 33%"),
 ]  # fmt: skip
 
 
@@ -450,7 +451,9 @@ def test_verdict_runs_at_the_tuned_values_are_fair_and_others_may_stand_beside_t
 
 
 def test_links_that_lead_somewhere_are_left_alone(made):
-    made.replace("[below]", "{doc}`before`, {doc}`x </book/basics/before>`, `[a](b)`, [c](https://x.y/z), [below]")
+    made.replace(
+        "[below]", "$f[x](t)$, {doc}`before`, {doc}`x </book/basics/before>`, `[a](b)`, [c](https://x.y/z), [below]"
+    )
     assert made.findings(checker.links) == []
 
 

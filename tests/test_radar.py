@@ -1,6 +1,7 @@
 """The upgrade radar: what it says of versions, that it leaves the book alone, and that a failure is one line."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -54,7 +55,8 @@ def test_first_breaking_cell_of_each_chapter(book, calls, monkeypatch):
         assert book.root not in (cwd, *cwd.parents), "the book itself is never run or written"
         assert "BENCHTOP_PROFILE" not in env
         assert env["PIP_CONSTRAINT"] == "torch.txt"
-        assert not cwd.exists(), "nothing is left behind"
+        assert cwd.is_relative_to(env["TMPDIR"]), "what pip unpacks goes with the rest"
+        assert not Path(env["TMPDIR"]).exists(), "nothing is left behind"
     assert all("constraints.txt" not in " ".join(words) for words, _, _ in calls)
 
 

@@ -419,7 +419,7 @@ def links(page: Page) -> Iterator[Wrong]:
     """Links into the book lead somewhere."""
     anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for _, _, title in page.titles}
     for cell in page.text():
-        text = re.sub(r"```.*?```|(\{[\w:]+\}`[^`]*`)|`[^`]*`", r"\1", cell.source, flags=re.S)
+        text = re.sub(r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|(\{[\w:]+\}`[^`]*`)|`[^`]*`", r"\1", cell.source, flags=re.S)
         targets = re.findall(r"\]\(([^)\s]+)[^)]*\)", text) + re.findall(r"\{doc\}`(?:[^`<]*<)?([^`>]+)>?`", text)
         for target in targets:
             path, _, anchor = target.partition("#")
@@ -441,7 +441,7 @@ def record(page: Page) -> Iterator[Wrong]:
     again = f"run `benchtop run {page.chapter.slug}`"
     if (status := page.chapter.status("laptop")) != "fresh":
         yield "[record laptop]", f"the record is {status}", again
-    stored = " ".join(" ".join(words_of(output) for cell in page.code("claim") for output in cell.outputs).split())
+    stored = " ".join(" ".join(words_of(output) for cell in page.code() for output in cell.outputs).split())
     for profile, entry in page.chapter.records().items():
         where = f"[record {profile}]"
         if (seconds := entry.get("seconds") or 0) > SECONDS[profile]:
@@ -488,6 +488,8 @@ def unfair(claim: dict[str, Any], fits: list[dict[str, Any]]) -> Iterator[tuple[
     verdict, tuning, spent, trained = set(claim["seeds"]), claim.get("tuning") or {}, {}, {}
     if len(verdict) < SEEDS:
         yield f"{len(verdict)} verdict seeds, at least {SEEDS}", "use profile.seeds"
+    if left := sorted(set(range(min(verdict), max(verdict))) - verdict):
+        yield f"the verdict leaves out the seeds {left}", "use all of profile.seeds"
     if claim["form"] == "difference":
         for arm in {claim["better"], claim["than"]} - tuning.keys():
             yield f"the arm {arm} was not tuned", "pass claim.test(..., tuning=bt.best(runs, 'validation loss'))"
@@ -505,7 +507,7 @@ def unfair(claim: dict[str, Any], fits: list[dict[str, Any]]) -> Iterator[tuple[
         if "test" in choice["metric"].lower() or choice["metric"] == claim["metric"]:
             yield f"{arm} was tuned on {choice['metric']!r}, the verdict's data", "tune on validation data"
         runs = [fit for fit in fits if fit["arm"] == arm and verdict & set(fit["seeds"])]
-        tuned = [fit for fit in runs if all(fit["grid"].get(n, [v]) == [v] for n, v in choice["values"].items())]
+        tuned = [fit for fit in runs if all(v in fit["grid"].get(n, [v]) for n, v in choice["values"].items())]
         if runs and not tuned:
             yield f"no verdict run of {arm} has its tuned values {choice['values']}", "fit(..., **choice[arm])"
         trained[arm] = {fit["steps"] for fit in tuned}
