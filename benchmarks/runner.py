@@ -33,7 +33,7 @@ CELLS = [
     "plt.plot(torch.arange(3))",
     'bt.Claim("small", paper="none").at_most([0.1 + i / 100 for i in range(8)], 1.0, seeds=range(100, 108))',
 ]
-CONFIG = "title: Small\nexecute: {{execute_notebooks: '{how}'}}\nonly_build_toc_files: true\nrepository: {{url: https://example.org/a/b}}\n"
+CONFIG = "title: Small\nexecute: {{execute_notebooks: '{how}'}}\nonly_build_toc_files: true\n"
 
 
 def make_book(root: Path, generated: int) -> list[Path]:
