@@ -21,6 +21,11 @@ from benchtop.publish.worker import Job, Result, execute, one_line, parameters
 KILL_AFTER = {"smoke": 120, "laptop": 600, "gpu": 1800}  # seconds; `benchtop check` judges the budgets themselves
 KILL_BEYOND = 2  # times the budget of memory
 LAST_LINES = 6  # of a traceback
+QUIET = {  # Dask's self-observation would take a tenth of a core from the chapters
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
 
 
 @dataclass
@@ -223,7 +228,7 @@ def cluster(width: int, scheduler: str | None, resources: dict[str, float] | Non
     import dask
     from distributed import Client, LocalCluster
 
-    dask.config.set({"distributed.comm.timeouts.connect": "10s"})
+    dask.config.set({"distributed.comm.timeouts.connect": "10s", **QUIET})
     if scheduler:
         try:
             client, local = Client(scheduler, timeout=10), None
