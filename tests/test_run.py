@@ -238,9 +238,10 @@ def test_a_laptop_run_stores_outputs_and_nothing_else(book):
     after = nbformat.read(chapter.path, as_version=4)
     assert [output.text for output in after.cells[3].outputs] == ["a\nb\n"]
     assert "image/png" in after.cells[4].outputs[0].data, "an open figure is shown, as in any kernel"
-    for cell in after.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    code = [cell for cell in after.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "nbval asks for the numbers"
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None
     assert after == before
     assert Chapter(chapter.path).status("laptop") == "fresh"
     assert run(book, book.select(), "laptop").fresh == ["good"]

@@ -176,11 +176,11 @@ def with_outputs(notebook: nbformat.NotebookNode, executed: nbformat.NotebookNod
     fresh = nbformat.from_dict(notebook)
     made = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     pairs = zip(*([cell for cell in cells if cell.cell_type == "code"] for cells in (fresh.cells, made)), strict=True)
-    for cell, done in pairs:
-        cell.outputs, cell.execution_count = done.outputs, None
+    for number, (cell, done) in enumerate(pairs, 1):
+        cell.outputs, cell.execution_count = done.outputs, number  # nbval asks for a number where there are outputs
         for output in cell.outputs:
             if "execution_count" in output:
-                output["execution_count"] = None
+                output["execution_count"] = number
     return fresh
 
 
