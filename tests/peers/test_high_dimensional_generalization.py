@@ -110,13 +110,12 @@ def test_ridge_on_data_and_on_average(agree, N, P):
 
 
 def test_drawn_problems_are_the_eigenvectors_of_drawn_data(agree):
-    N, P = 6, 9
-    ours = chapter.draw(N, P, 2, torch.Generator().manual_seed(5))
+    N, P, teachers = 6, 9, 3
+    ours = chapter.draw(N, P, 2, torch.Generator().manual_seed(5), teachers)
     g = torch.Generator().manual_seed(5)
     X = torch.randn(2, N, P, generator=g) / math.sqrt(N)
-    teacher, start = torch.randn(2, 2, N, 1, generator=g)
-    noise = X @ torch.randn(2, P, 1, generator=g)
-    agree(ours.lam, torch.linalg.svdvals(X).square().flip(-1))
+    teacher, start = torch.randn(2, 2, N, teachers, generator=g)
+    noise = X @ torch.randn(2, P, teachers, generator=g)
+    agree(ours.lam, torch.linalg.svdvals(X).square().flip(-1).repeat_interleave(teachers, 0))
     for part, vector in ((ours.teacher, teacher), (ours.start, start), (ours.noise, noise)):
-        quadratic = (vector.mT @ X @ X.mT @ vector).flatten()
-        agree((part**2 * ours.lam).sum(-1), quadratic)
+        agree((part**2 * ours.lam).sum(-1), (X.mT @ vector).square().sum(1).flatten())
