@@ -375,11 +375,6 @@ def test_each_broken_chapter_is_found(made, broken, words):
     assert one_line_each(found)
 
 
-def test_a_quiet_pytest_still_counts_the_comparisons(made):
-    (made.root / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = "-q"\n')
-    assert made.findings(checker.peer) == []
-
-
 TRIED = [
     *((checker.exercises, *case) for case in EXERCISES),
     *((checker.planted, *case) for case in PLANTED),
