@@ -238,9 +238,10 @@ def test_a_laptop_run_stores_outputs_and_nothing_else(book):
     after = nbformat.read(chapter.path, as_version=4)
     assert [output.text for output in after.cells[3].outputs] == ["a\nb\n"]
     assert "image/png" in after.cells[4].outputs[0].data, "an open figure is shown, as in any kernel"
-    for cell in after.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    code = [cell for cell in after.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "nbval asks for the numbers"
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None
     assert after == before
     assert Chapter(chapter.path).status("laptop") == "fresh"
     assert run(book, book.select(), "laptop").fresh == ["good"]
@@ -519,12 +520,11 @@ def test_outcome_of_a_chapter_is_the_worst_of_its_claims():
     assert worker.record_entry(job, [*log, end | {"cuda_bytes": 9}], peak=7)["peak_bytes"] == 9
 
 
-def test_pictures_in_the_log_of_a_plain_run_are_not_text(tmp_path, monkeypatch, capsys):
+def test_without_a_notebook_pictures_go_to_the_log_and_words_are_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(report.LOG, str(tmp_path / "log"))
     report.display({"image/png": base64.b64encode(b"picture").decode(), "text/plain": "[figure: x]"})
     assert capsys.readouterr().out == "[figure: x]\n"
-    worker.keep_figures_of(worker.read_log(tmp_path / "log"), tmp_path)
-    assert (tmp_path / "figure-1.png").read_bytes() == b"picture"
+    assert base64.b64decode(worker.read_log(tmp_path / "log")[0]["image/png"]) == b"picture"
 
 
 def test_a_log_that_was_torn_is_read_as_far_as_it_goes(tmp_path):

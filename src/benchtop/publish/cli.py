@@ -69,8 +69,7 @@ def list_(names: Names = None, as_json: AsJson = False) -> None:
     table = [["chapter", "part", "verdict", "profile", "state", "seconds", "memory", "date"]]
     for row in rows:
         memory = row["peak_bytes"] and f"{row['peak_bytes'] / 1e9:.2f} GB"
-        words = [
-            *(row[name] for name in ("slug", "part", "verdict", "profile", "state", "seconds")),
+        words = [row[name] for name in ("slug", "part", "verdict", "profile", "state", "seconds")] + [
             memory,
             row["date"],
         ]
@@ -102,9 +101,9 @@ def doctor() -> None:
     """Is this machine ready? One line for each thing, and a cure for each problem."""
     from benchtop.publish.doctor import examine
 
-    rows = list(examine())
-    print_table([[row.name, "OK" if row.fine else "problem", row.found, row.cure] for row in rows])
-    if not all(row.fine for row in rows):
+    rows = list(examine(Book.find()))
+    print_table([[row.name, "problem" if row.cure else "OK", row.found, row.cure] for row in rows])
+    if any(row.cure for row in rows):
         raise typer.Exit(1)
 
 

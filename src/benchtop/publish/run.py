@@ -21,6 +21,11 @@ from benchtop.publish.worker import Job, Result, execute, one_line, parameters
 KILL_AFTER = {"smoke": 120, "laptop": 600, "gpu": 1800}  # seconds; `benchtop check` judges the budgets themselves
 KILL_BEYOND = 2  # times the budget of memory
 LAST_LINES = 6  # of a traceback
+QUIET = {  # Dask's self-observation would take a tenth of a core from the chapters
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
 
 
 @dataclass
@@ -171,11 +176,11 @@ def with_outputs(notebook: nbformat.NotebookNode, executed: nbformat.NotebookNod
     fresh = nbformat.from_dict(notebook)
     made = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     pairs = zip(*([cell for cell in cells if cell.cell_type == "code"] for cells in (fresh.cells, made)), strict=True)
-    for cell, done in pairs:
-        cell.outputs, cell.execution_count = done.outputs, None
+    for number, (cell, done) in enumerate(pairs, 1):
+        cell.outputs, cell.execution_count = done.outputs, number  # nbval asks for a number where there are outputs
         for output in cell.outputs:
             if "execution_count" in output:
-                output["execution_count"] = None
+                output["execution_count"] = number
     return fresh
 
 
@@ -223,7 +228,7 @@ def cluster(width: int, scheduler: str | None, resources: dict[str, float] | Non
     import dask
     from distributed import Client, LocalCluster
 
-    dask.config.set({"distributed.comm.timeouts.connect": "10s"})
+    dask.config.set({"distributed.comm.timeouts.connect": "10s", **QUIET})
     if scheduler:
         try:
             client, local = Client(scheduler, timeout=10), None

@@ -18,7 +18,6 @@ import platform
 import re
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -43,7 +42,7 @@ PRELOAD = (  # what nearly every chapter imports, and what a kernel needs
     *(f"benchtop.{name}" for name in ("profile", "train", "claims", "plots", "widgets", "techniques", "data")),
     *("ipykernel.kernelapp", "ipykernel.ipkernel"),
 )
-TICK = 0.3  # seconds between two looks at a chapter's memory and time
+TICK = 0.5  # seconds between two looks at a chapter's memory and time
 # Linux forks; elsewhere the system's frameworks do not survive a fork, and each chapter imports anew.
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 STARTING = threading.Lock()  # multiprocessing looks after all children of this process whenever it starts one
@@ -148,7 +147,6 @@ def run(job: Job, folder: Path, result: Result) -> None:
         raise (Failed(watch.reason) if watch.reason else failure) from None
     finally:
         watch.end()
-        keep_figures_of(read_log(log), kept)
         result.files = {path.name: path.read_bytes() for path in kept.iterdir()}
     result.entry = record_entry(job, read_log(log), watch.peak)
 
@@ -211,8 +209,12 @@ def in_plain_python(job: Job, chapter: Chapter, folder: Path, kept: Path, start:
         if "parameters" in cell.metadata.get("tags", []):
             sources.append("\n".join(f"{name} = {value!r}" for name, value in parameters(job.profile).items()))
     (folder / "cells.json").write_text(json.dumps(sources), encoding="utf-8")
-    if status := start(plain, str(folder / "cells.json")).wait():
-        lines = next((line["lines"] for line in read_log(folder / "log.jsonl") if line["kind"] == "error"), [])
+    status, log = start(plain, str(folder / "cells.json")).wait(), read_log(folder / "log.jsonl")
+    images = [line["image/png"] for line in log if line["kind"] == "display" and "image/png" in line]
+    for number, image in enumerate(images, 1):
+        (kept / f"figure-{number}.png").write_bytes(base64.b64decode(image))
+    if status:
+        lines = next((line["lines"] for line in log if line["kind"] == "error"), [])
         raise Failed(lines[-1] if lines else f"the process died{why(status)}", lines)
 
 
@@ -222,13 +224,6 @@ def why(status: int) -> str:
 
 def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def keep_figures_of(log: list[dict[str, Any]], kept: Path) -> None:
-    """The pictures that a run without Jupyter has shown, as files."""
-    images = [line["image/png"] for line in log if line["kind"] == "display" and "image/png" in line]
-    for number, image in enumerate(images, 1):
-        (kept / f"figure-{number}.png").write_bytes(base64.b64decode(image))
 
 
 # ---- while it runs ----
@@ -243,6 +238,8 @@ class Process:
         with STARTING:
             multiprocessing.current_process().daemon = False  # a Dask worker is one, and those may have no children
             PROCESSES.set_forkserver_preload(list(PRELOAD))
+            # A chapter that is killed leaves its semaphores (tqdm has one) to a process that removes them: no news.
+            os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
             self._process = PROCESSES.Process(target=become, args=(work, argument), kwargs=place)
             self._process.start()
         self.pid = self._process.pid
@@ -251,11 +248,9 @@ class Process:
         with STARTING:
             return self._process.exitcode
 
-    def wait(self, timeout: float | None = None) -> int:
-        end = time.monotonic() + (timeout or float("inf"))
-        while (status := self.poll()) is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired("chapter", timeout)
+    def wait(self, timeout: float = float("inf")) -> int | None:
+        end = time.monotonic() + timeout
+        while (status := self.poll()) is None and time.monotonic() < end:
             time.sleep(0.02)
         return status
 
@@ -439,13 +434,10 @@ def so_far() -> None:
 
 @functools.cache
 def processor() -> str:
-    """What the machine calls its processor, and how many of its cores this process may use."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M):
-            name = found[1]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    """What the machine calls its processor, and how many cores it has."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text() if info.exists() else "", re.M)
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 # ---- the record ----
