@@ -118,6 +118,7 @@ def work(job: Job, model: nn.Module) -> float:
     """Floating-point operations of one replica's step, counted on a copy; the model and its statistics stay untouched."""
     replica = job.replicas[0]
     state = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in model.named_parameters()}
+    state = {name: t.view_as(t) for name, t in state.items()}  # the counter breaks on a module fed with a leaf
     state |= {name: t.clone() for name, t in model.named_buffers()}
     state = {f"model.{name}": t for name, t in state.items()}
     batch = job.sample(job.generator(replica["seed"]))
