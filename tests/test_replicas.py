@@ -442,6 +442,7 @@ def tapes(monkeypatch):
                  Stream=lambda: stream, current_stream=lambda: stream, stream=contextlib.nullcontext)  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(replicas, "mover", replicas.Mover)  # a GPU moves by the formulas
     monkeypatch.setattr(replicas, "_on_cuda", lambda job: True)
     return made
 
