@@ -137,6 +137,24 @@ def test_the_loss_gets_the_hyper_parameters_it_names():
     assert not torch.equal(a[1][0].weight, start[0].weight)
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_the_evaluation_gets_the_hyper_parameters_it_names(vectorize):
+    def scaled(model, alpha):
+        return {"alpha": alpha * torch.ones(()), "sum": alpha * sum(p.sum() for p in model.parameters())}
+
+    def outside_torch(model, alpha):
+        return {"alpha": float(alpha)}
+
+    def loss(model, batch, alpha):
+        return alpha * model(batch[0]).pow(2).mean()
+
+    for measure in (scaled, outside_torch):
+        run = bt.fit(MODELS["mlp"], loss, sample, steps=2, seeds=[0, 1], lr=1e-3, alpha=[0.5, 2.0], evaluate=measure,
+                     eval_every=1, vectorize=vectorize)  # fmt: skip
+        rows = run.history[run.history["metric"] == "alpha"]
+        assert len(rows) == 12 and (rows["value"] == rows["alpha"]).all()
+
+
 def test_best_takes_the_optimum_and_reports_the_edge(capsys):
     wide, narrow = run(arm="wide", lr=[1e-5, 1e-2, 30.0]), run(arm="narrow", lr=[1e-5, 1e-4])
     choice = bt.best([wide, narrow], "loss")

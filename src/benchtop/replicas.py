@@ -56,6 +56,7 @@ class Job:
     arm: str
     log: Callable
     diverged: Callable
+    shown: Sequence[str] = ()  # hyper-parameters that the evaluation takes
 
     def due(self, step: int) -> bool:
         return self.evaluate is not None and (step % self.every == 0 or step == self.steps)
@@ -170,6 +171,7 @@ class _Stack:
         self.buffers = {name: torch.stack([bs[name] for bs in buffers]) for name in buffers[0]}
         self.keys = job.keys(replicas)
         self.passed = {name: job.column(name, replicas) for name in job.named}
+        self.shown = {name: job.column(name, replicas) for name in job.shown}
         self.mover = job.mover(self.flat, self.shapes, replicas)
         self.gradient = self._mapped(grad_and_value(self._loss))
 
@@ -188,8 +190,8 @@ class _Stack:
     def _loss(self, flat, buffers, fixed, key, batch, passed):
         return self._call(self.job.loss, flat, buffers, fixed, key, (batch,), passed).float()
 
-    def _metrics(self, flat, buffers, fixed, key, *_):
-        return self._call(self.job.evaluate, flat, buffers, fixed, key, (), {})
+    def _metrics(self, flat, buffers, fixed, key, _, shown):
+        return self._call(self.job.evaluate, flat, buffers, fixed, key, (), shown)
 
     def batch(self, generators: list[torch.Generator], repeat: int) -> Any:
         """The batches of the seeds, each repeated for the points of the grid."""
@@ -209,12 +211,12 @@ class _Stack:
         keys = _step_key(self.keys, step)
         with _evaluating(self.skeleton):
             try:
-                values = self._mapped(self._metrics)(self.flat, self.buffers, self.fixed, keys, keys, self.passed)
+                values = self._mapped(self._metrics)(self.flat, self.buffers, self.fixed, keys, keys, self.shown)
                 return {name: value.tolist() for name, value in values.items()}
             except (RuntimeError, ValueError, TypeError, NotImplementedError):
                 pass  # numbers made outside torch, say: then one model at a time, where a real mistake shows
         self.write_back()
-        each = [_measure(self.job, model, key) for model, key in zip(self.models, keys)]
+        each = [_measure(self.job, *one) for one in zip(self.models, keys, self.job.replicas)]
         return {name: [values[name] for values in each] for name in each[0]}
 
     def write_back(self) -> None:
@@ -299,16 +301,17 @@ def train_one_by_one(job: Job, models: list[nn.Module]) -> None:
                         mover(flat, torch.cat([g.flatten() for g in grads])[None], *clock)
                     bar.update()
                 if job.due(step):
-                    measured.setdefault(step, []).append(_measure(job, model, _step_key(key, clock[0])))
+                    measured.setdefault(step, []).append(_measure(job, model, _step_key(key, clock[0]), replica))
             for p in params:
                 p.data = p.data.clone()  # a trained model owns its numbers
     for step, each in sorted(measured.items()):
         job.log(step, {name: [values[name] for values in each] for name in each[0]})
 
 
-def _measure(job: Job, model: nn.Module, key: Tensor) -> dict[str, float]:
+def _measure(job: Job, model: nn.Module, key: Tensor, replica: dict[str, float]) -> dict[str, float]:
+    shown = {name: float(replica[name]) for name in job.shown}
     with _evaluating(model), job.rules(key, stacked=False):
-        return {name: float(value) for name, value in job.evaluate(model).items()}
+        return {name: float(value) for name, value in job.evaluate(model, **shown).items()}
 
 
 def _stack(batches: list[Any], repeat: int) -> Any:

@@ -68,7 +68,7 @@ def fit(
     steps: int,
     seeds: Sequence[int],
     arm: str = "model",
-    evaluate: Callable[[nn.Module], dict[str, Tensor]] | None = None,
+    evaluate: Callable[..., dict[str, Tensor]] | None = None,
     eval_every: int = 50,
     optimiser: str | Optimiser | tuple[Callable, Callable] = "adamw",
     schedule: str | Callable[[int, int], float] = "constant",
@@ -82,7 +82,8 @@ def fit(
     ``make_model()`` is called right after ``torch.manual_seed(seed)``; it gets ``seed`` if it names it.
     ``loss(model, batch)`` returns a scalar; it also gets the hyper-parameters that it names. ``sample(generator)``
     returns a batch: the generator depends on the seed alone, so a seed sees the same batches in every arm and at every
-    point of the grid. ``evaluate(model)`` returns scalars, every ``eval_every`` steps and at both ends.
+    point of the grid. ``evaluate(model)`` returns scalars, every ``eval_every`` steps and at both ends; like the loss it
+    also gets the hyper-parameters that it names.
 
     ``hyper``: numbers, or sequences that span the grid. The optimisers read ``lr`` (needed), ``weight_decay``
     (decoupled, default 0), ``clip`` (bound on the norm of a replica's gradient) and "adamw" ``beta1``, ``beta2``, ``eps``,
@@ -122,8 +123,9 @@ def fit(
                 f"arm {arm!r} diverged at step {step} ({setting}): lower lr, or look at the loss of that seed"
             )
 
+    shown = set(inspect.signature(evaluate).parameters) & set(grid) if evaluate else ()
     job = Job(loss, sample, steps, replicas, sorted(set(signature) & set(grid)), optimiser, schedule, evaluate, eval_every,
-               torch.device(device), precision, arm, log, diverged)  # fmt: skip
+               torch.device(device), precision, arm, log, diverged, sorted(shown))  # fmt: skip
     threads = torch.get_num_threads()
     with _matmul_precision(precision):
         load = work(job, models[0])
