@@ -206,6 +206,33 @@ def test_a_point_of_a_grid_may_diverge_and_is_passed_over():
     assert choice.record()["model"]["diverged"] == 1
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_metrics_of_a_replica_that_diverged_are_not_numbers_even_if_they_look_like_some(vectorize):
+    def steep(model, batch):
+        return (model(batch[0]) ** 4).mean()
+
+    def accuracy(model):
+        return {"accuracy": (model(X).argmax(-1) == Y).float().mean()}
+
+    result = bt.fit(MODELS["mlp"], steep, sample, steps=40, seeds=[0, 1], lr=[1e-3, 1e9], optimiser="sgd",
+                    evaluate=accuracy, eval_every=20, vectorize=vectorize)  # fmt: skip
+    gone = result.history["value"].isna()
+    assert gone.equals((result.history["lr"] == 1e9) & (result.history["step"] > 0))
+    assert bt.best(result, "accuracy", lower_is_better=False).record()["model"]["diverged"] == 1
+
+
+def test_a_schedule_is_asked_for_the_steps_that_are_taken_only():
+    asked = []
+
+    def falling(step, steps):
+        asked.append((step, steps))
+        return step**-0.5  # of Noam; step 0 has no value
+
+    for vectorize in (True, False):
+        run(steps=5, schedule=falling, vectorize=vectorize)
+    assert set(asked) == {(t, 5) for t in range(1, 6)}
+
+
 @pytest.mark.parametrize(("changes", "words"), [
     (dict(lr=None), "no learning rate"),
     (dict(optimiser="adam"), "unknown optimiser 'adam': expected one of adamw, sgd"),
