@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: book bundle test lab run check radar clean
+.PHONY: book bundle test lab run check bench radar clean
 
 book: $(VENV)/.publish  ## run what is stale, build the pages, say which file to open
 	@$(BIN)/benchtop run --stale --profile laptop
@@ -26,8 +26,11 @@ run: $(VENV)/.publish  ## make run CHAPTER=pissa PROFILE=gpu
 	@test -n "$(CHAPTER)" || { echo "name a chapter: make run CHAPTER=pissa PROFILE=gpu"; exit 2; }
 	$(BIN)/benchtop run --all $(CHAPTER) --profile $(or $(PROFILE),laptop)
 
-check: $(VENV)/.publish  ## structure, fairness and planted mistakes of every chapter
+check: $(VENV)/.test $(VENV)/.peers  ## structure, fairness, exercises, planted mistakes and peers of every chapter
 	$(BIN)/benchtop check
+
+bench: $(VENV)/.jax  ## speed of the seeds engine: plain loop, fit, JAX; about ten minutes on a quiet machine
+	$(BIN)/python benchmarks/fit.py
 
 radar: $(VENV)/.publish  ## does the book survive the newest releases?
 	$(BIN)/benchtop radar
@@ -36,7 +39,7 @@ clean:
 	rm -rf $(VENV) _build ci-artefacts .pytest_cache .ruff_cache .hypothesis
 
 # One environment; each stamp adds an extra to it.
-$(VENV)/.publish $(VENV)/.test $(VENV)/.lab: $(VENV)/.%: pyproject.toml constraints.txt
+$(VENV)/.publish $(VENV)/.test $(VENV)/.lab $(VENV)/.peers $(VENV)/.jax: $(VENV)/.%: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)")' && $(PYTHON) -m venv $(VENV); }
 	@echo "installing benchtop[$*$(addprefix $(comma),$(EXTRAS))] into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*$(addprefix $(comma),$(EXTRAS))]'

@@ -8,6 +8,8 @@ import pytest
 
 from benchtop.publish import check as checker
 from benchtop.publish.chapter import Book, Chapter
+from benchtop.publish.cli import main
+from benchtop.publish.mutate import mutants
 
 ADDRESS = "https://github.com/somebody/somebook"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -100,7 +102,9 @@ def tuning(**changes):
 
 def measured(**changes):
     claim = {"statement": STATEMENT, "form": "difference", "metric": "test loss", "better": "Scale", "than": "Shift",
-             "seeds": list(range(100, 108)), "outcome": "holds", "tuning": {"Scale": tuning(), "Shift": tuning()}}  # fmt: skip
+             "lower_is_better": True, "threshold": 0.0, "seeds": list(range(100, 108)), "outcome": "holds",
+             "values": {"Scale": [0.1, 0.2, 0.1, 0.2, 0.1, 0.3, 0.1, 0.2], "Shift": [0.5, 0.7, 0.6, 0.5, 0.4, 0.6, 0.5, 0.8]},
+             "tuning": {"Scale": tuning(), "Shift": tuning()}}  # fmt: skip
     return claim | changes
 
 
@@ -192,6 +196,12 @@ def arm(**changes):
     return claim(tuning={"Scale": tuning(), "Shift": tuning(**changes)})
 
 
+def trained(**changes):
+    """A verdict run of each arm at its tuned values; the second one with changes."""
+    run = {"arm": "Scale", "grid": {"lr": [0.2]}, "seeds": list(range(100, 108)), "steps": 100}
+    return entry(fits=[run, run | {"arm": "Shift"} | changes])
+
+
 def entry(**changes):
     return lambda made: made.entry.update(changes)
 
@@ -210,6 +220,12 @@ def cycle(made):
 
 def twice(words):
     return lambda made: made.cells.insert(made.find(words), made.cells[made.find(words)])
+
+
+def said(words):
+    """A cell that says typed words, and its output."""
+    output = nbformat.v4.new_output("display_data", {"text/markdown": words})
+    return lambda made: made.cells.insert(14, (f"import benchtop as bt\nbt.say({words!r})", "claim", output))
 
 
 ERROR = nbformat.v4.new_output("error", ename="ValueError", evalue="seeds", traceback=[])
@@ -264,6 +280,7 @@ BROKEN = [
     (edit("by 0.12", "by 0.31"), "cell 13 [markdown]: 0.31 is in no output, metadata or code"),
     (edit("12 %", "37 %"), "37 is in no output"),
     (edit("40 steps", "4,000 steps"), "cell 11 [markdown]: 4,000 is in no output"),
+    (said("It reaches 0.97."), "cell 15 [claim]: 0.97 is in no output"),
     (edit("| small | time | none |", ""), "cell 15 [markdown]: no row in its table"),
     (edit("| none |", "| |"), "cell 15 [markdown]: the row 'small | time | ' is incomplete"),
     (edit("uthor2001", "uthor1999"), "cell 6 [markdown]: cites 'uthor1999'"),
@@ -278,6 +295,9 @@ BROKEN = [
     (entry(claims=[]), "no claim was measured"),
     (claim(outcome="not measured"), "here it is one of holds, open, fails"),
     (claim(outcome="fails"), "the page does not say 'fails: Scaling first"),
+    (claim(outcome="fails"), "'fails: Scaling first reaches a lower loss', but its values per seed say holds"),
+    (claim(threshold=0.9), "but its values per seed say fails"),
+    (claim(values={}), "but its values per seed say nothing: none is kept"),
     (set_(profile="smoke"), "here it is one of not measured"),
     # ---- fairness ----
     (arm(values={"lr": 0.4}), "lr = 0.4 of Shift lies at the edge of its grid [0.1, 0.2, 0.4]"),
@@ -290,6 +310,11 @@ BROKEN = [
     (arm(metric="test accuracy"), "Shift was tuned on 'test accuracy', the verdict's data"),
     (claim(metric="validation loss"), "Scale was tuned on 'validation loss', the verdict's data"),
     (claim(seeds=list(range(100, 107))), "7 verdict seeds, at least 8"),
+    (claim(seeds=[100] * 8), "1 verdict seeds, at least 8"),
+    (claim(seeds=[100, 101, 102, 104, 105, 106, 107, 109]), "the verdict leaves out the seeds [103, 108]"),
+    (arm(grid={"lr": [0.1, 0.2, 0.2]}), "unequal tuning budgets: Scale 3 points x 4 seeds x 100 steps, Shift 2"),
+    (trained(grid={"lr": [0.4]}), "no verdict run of Shift has its tuned values {'lr': 0.2}"),
+    (trained(steps=50), "verdict runs of unequal length: Scale 100, Shift 50 steps"),
     (claim(tuning=None), "the arm Scale was not tuned"),
     (claim(tuning={"Scale": tuning()}), "the arm Shift was not tuned"),
 ]  # fmt: skip
@@ -306,12 +331,21 @@ EXERCISES = [
     (edit("check_half", "judge_half", tag="exercise"), "cannot run: cell 20 line 9: NameError: name 'check_half'"),
     (edit("Scale(0.5", "claim(0.5", tag="solution hide-cell"), "cell 19 [exercise]: it cannot run: cell 20 line 2"),
 ]  # fmt: skip
+
+
+def excuse_all(made):
+    made.replace("Scale(a, b).forward(3.0)", "a", tag="check")
+    names = [mutant.name for mutant in mutants(made.chapter())]
+    made.meta["equivalent_mutants"] = [{"mutant": name, "reason": "so I say"} for name in names]
+
+
 PLANTED = [
     (edit("Scale(a, b).forward(3.0)", "Scale(a, b).a", tag="check"), "the checks catch 0 of 6 planted mistakes, at least 80%"),
     (edit("3.0", "claim", tag="check"), "its checks cannot run on the technique alone: scale.ipynb cell 10 line 2: NameError"),
     (edit("3.0", "__import__('torch').rand(()).item()", tag="check"), "give each random call a generator="),
     (meta(equivalent_mutants=[{"mutant": "Scale: x -> y", "reason": "r"}]), "'Scale: x -> y' is caught or no longer there"),
     (drop("check"), "has no technique or no check cell"),
+    (lambda made: excuse_all(made), "6 of 6 planted mistakes are listed as equivalent, at most 33%"),
 ]  # fmt: skip
 
 
@@ -322,6 +356,9 @@ def peer(text):
 PEER = [
     (lambda made: shutil.rmtree(made.root / "tests" / "peers"), "[peer]: compared with nobody; write tests/peers/test_scale.py"),
     (peer("def test_agrees():\n    assert 1 == 2\n"), "[peer]: the comparison fails: FAILED tests/peers/test_scale.py::test_agrees"),
+    (peer("import pytest\npytest.importorskip('nothing_such')\ndef test_agrees():\n    pass\n"), "[peer]: compared with nobody: SKIPPED"),
+    (peer("import pytest\ndef test_agrees():\n    pytest.skip('tomorrow')\n"), "compared with nobody: SKIPPED [1] tests/peers/test_scale.py:3: tomorrow; install the extra peers"),
+    (peer("x = 1\n"), "[peer]: compared with nobody: it holds no test"),
     (peer("import nothing_such\n"), "[peer]: the comparison fails: ERROR tests/peers/test_scale.py"),
 ]  # fmt: skip
 
@@ -368,6 +405,8 @@ def test_each_failed_trial_is_found(made, rule, broken, words):
     ("float32, conv2d, L2 and #77 do not count.", []),
     ("About 1300 values, some 1,200 values.", ["1300"]),
     ("From 1e-3 to 2e-1.", ["1e-3"]),
+    ("CIFAR-10, ResNet-18 and top-5 do not count, but 83-fold does.", ["83"]),
+    ("The 95 % interval, the 95 % BCa interval, p < 0.05; not so 95 % of them and p < 0.01.", ["95", "0.01"]),
     ("1. first\n2. second", []),
 ])  # fmt: skip
 def test_numbers_in_prose_that_no_output_backs(made, prose, wrong):
@@ -382,8 +421,39 @@ def test_a_cell_that_only_defines_needs_no_output_and_verdict_runs_follow_the_cl
     assert made.findings(*checker.RULES) == []
 
 
+def test_what_is_said_may_name_sizes_of_the_code_and_numbers_of_other_cells(made):
+    output = nbformat.v4.new_output("display_data", {"text/markdown": "any"})
+    words = 'claim = 0.9713\nbt.say(f"{claim:.2f} [0.97] after 40 steps, loss 0.123, as {3:.7f}")'
+    made.cells.insert(14, ("import benchtop as bt\n" + words, "claim", output))
+    assert made.findings(*checker.RULES) == []
+
+
+@pytest.mark.parametrize("form", ["agreement", "bound", "trend"])
+def test_every_form_of_claim_is_judged_again_from_its_values(made, form):
+    values = {"value": [0.1, 0.2, 0.1, 0.2, 0.15, 0.1, 0.3, 0.2]}
+    about = {"form": form, "better": "", "than": "", "tuning": None, "values": values}
+    low, high = (0.0, 1.0) if form == "trend" else (1.0, 0.0)
+    made.entry["claims"] = [measured(threshold=low, **about)]
+    assert made.findings(checker.record) == []
+    made.entry["claims"] = [measured(threshold=high, **about)]
+    assert any("values per seed say fails" in line for line in made.findings(checker.record))
+    made.entry["claims"] = [measured(threshold=0.25, **about)]
+    said = {"agreement": [], "bound": ["open"], "trend": ["fails"]}[form]  # a bound that one seed breaks cannot hold
+    assert [line.split("values per seed say ")[1].split(";")[0] for line in made.findings(checker.record)] == said
+
+
+def test_verdict_runs_at_the_tuned_values_are_fair_and_others_may_stand_beside_them(made):
+    trained()(made)
+    assert made.findings(checker.fairness) == []
+    made.entry["fits"].append(made.entry["fits"][1] | {"grid": {"lr": [0.4]}, "steps": 7})  # a sweep for a figure
+    made.entry["fits"].append(made.entry["fits"][0] | {"arm": "Neither", "steps": 7})
+    assert made.findings(checker.fairness) == []
+
+
 def test_links_that_lead_somewhere_are_left_alone(made):
-    made.replace("[below]", "{doc}`before`, {doc}`x </book/basics/before>`, `[a](b)`, [c](https://x.y/z), [below]")
+    made.replace(
+        "[below]", "$f[x](t)$, {doc}`before`, {doc}`x </book/basics/before>`, `[a](b)`, [c](https://x.y/z), [below]"
+    )
     assert made.findings(checker.links) == []
 
 
@@ -441,3 +511,47 @@ def test_trials_are_repeated_only_when_something_changed(made, tmp_path, monkeyp
     assert [run(), run()] == [(1, 0), (0, 0)]
     made.replace("import math", "import math\nbad = 1", tag="import math")
     assert [run(), run()] == [(1, 1), (1, 1)]
+
+
+# ---- the command ----
+
+
+def command(made, capsys, monkeypatch, *arguments) -> tuple[int, list[str], list[str]]:
+    """(exit status, lines on standard output, lines on standard error)"""
+    monkeypatch.chdir(made.root)
+    monkeypatch.setattr("sys.argv", ["benchtop", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code or 0, *(text.splitlines() for text in capsys.readouterr())
+
+
+def test_the_commands_check_and_mutate_say_a_line_for_each_thing_and_fail_when_there_is_one(made, capsys, monkeypatch):
+    made.chapter()
+    assert command(made, capsys, monkeypatch, "check", "scale") == (0, ["1 chapters, 0 findings"], [])
+    code, (words,), _ = command(made, capsys, monkeypatch, "mutate", "scale")
+    assert code == 0
+    assert words.startswith("6 of 6 planted mistakes caught (100%")
+    made.replace("Scale(a, b).forward(3.0)", "a", tag="check")
+    made.meta["stand_in"] = "no"
+    made.chapter()
+    code, lines, _ = command(made, capsys, monkeypatch, "check", "scale")
+    assert code == 1
+    assert [line.split(":")[0] for line in lines] == [
+        "scale.ipynb [metadata]",
+        "scale.ipynb [mutation]",
+        "1 chapters, 2 findings",
+    ]
+    code, lines, _ = command(made, capsys, monkeypatch, "mutate", "scale")
+    assert code == 1
+    assert lines[0] == "survived  cell 8 line 8  Scale.forward: self.a * x + self.b -> self.a * x - self.b"
+    assert command(made, capsys, monkeypatch, "check", "scale", "--fast")[1][-1] == "1 chapters, 1 findings"
+
+
+@pytest.mark.parametrize("words", ["chekc", "check --slow", "check nothing", "run --jobs x", "run --profile huge", "mutate",
+                                   "mutate nothing", "radar nothing", "data lst", "data get", "data get digit"])  # fmt: skip
+def test_words_that_the_command_does_not_know_are_one_line(made, capsys, monkeypatch, words):
+    code, out, err = command(made, capsys, monkeypatch, *words.split())
+    assert code in (1, 2)
+    assert (len(out), len(err)) == (0, 1)
+    assert err[0].startswith("benchtop: ")
+    assert "`" in err[0] or "expected" in err[0] or "did you mean" in err[0], "and says what to do"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def test_a_set_arrives_on_the_gpu():
     assert {t.device.type for part in bt.load("digits", device="cuda") for t in part} == {"cuda"}
 
 
+@pytest.mark.parametrize("name", ["digits", "diabetes", "statsmodels/co2", "karate", "stdlib/characters"])
+def test_every_tensor_of_a_set_lies_on_the_device_that_was_asked_for(name):
+    split = bt.load(name, device="meta")
+    held = [*(t for part in split for t in part), *split.rows, *split.extra.values()]
+    held += [t for pair in (split.extra.get("scale") or {}).values() for t in pair or ()]
+    assert {t.device.type for t in held if isinstance(t, torch.Tensor)} == {"meta"}
+    assert split.train.x.dtype == bt.load(name).train.x.dtype
+
+
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_embedded_sets_need_no_network_and_keep_their_checksum(name, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("went to the network"))
@@ -129,6 +139,47 @@ def test_the_registry_has_every_file_of_the_mirror_with_its_size_and_checksum():
         assert {k: listed[file["path"]][k] for k in ("bytes", "sha256")} == {k: file[k] for k in ("bytes", "sha256")}
 
 
+@mirrored
+def test_what_the_public_addresses_serve_is_what_the_mirror_holds_unpacked():
+    """The same bytes, not compressed, or the members of an archive: declared with the sha256 and size they have there."""
+    compared = set()
+    for entry in data.registry().values():
+        public_forms = [f for f in entry.get("public", []) if f["sha256"]]
+        archives = [MIRROR / f["path"] for f in entry["files"] if f["path"].endswith(".tar.xz")] if public_forms else []
+        members = {k: v for path in archives for k, v in fetch.unpack(path).items()}
+        for file in public_forms:
+            plain, packed = MIRROR / file["path"], MIRROR / f"{file['path']}.gz"
+            inside = [v for k, v in members.items() if k.rsplit("/", 1)[-1] == file["path"].rsplit("/", 1)[-1]]
+            if plain.is_file() or packed.is_file():
+                content = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+            elif inside:
+                (content,) = inside
+            else:
+                continue  # the official archive of the same content, compressed in another way
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"]), file["path"]
+            compared.add(file["path"].split("/")[0])
+    assert len(compared) > 10
+
+
+@mirrored
+@pytest.mark.parametrize(
+    "name", ["ett/ETTh1", "adult", pytest.param("ucr/GunPoint", marks=pytest.mark.slow), "tu_graphs/MUTAG"]
+)
+def test_public_forms_read_the_same_as_those_of_the_mirror(name, own_cache):
+    entry = data.describe(name)
+    members = {
+        k: v for f in entry["files"] if f["path"].endswith(".xz") for k, v in fetch.unpack(MIRROR / f["path"]).items()
+    }
+    for file in entry["public"]:
+        path, packed = own_cache / file["path"], MIRROR / f"{file['path']}.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        inside = [v for k, v in members.items() if k.endswith(path.name)]
+        path.write_bytes(inside[0] if inside else gzip.decompress(packed.read_bytes()))
+    assert data.check(name).endswith(entry["checksum"]), (
+        "what was downloaded, without a mirror, has the declared content"
+    )
+
+
 def test_the_registry_says_where_from_how_large_and_under_which_licence():
     for row in data.table():
         assert row["licence"] and row["source"] and row["title"] and row["kind"], row["name"]
@@ -143,6 +194,27 @@ def test_the_registry_says_where_from_how_large_and_under_which_licence():
 def test_checksums_of_a_freshness_key_need_no_data():
     assert data.checksums(["digits"]) == {"digits": bt.load("digits").checksum}
     assert data.checksums(data.names()).keys() == set(data.names())
+
+
+def test_a_record_keeps_the_checksum_of_the_text_that_this_python_has(tmp_path, monkeypatch):
+    """The freshness key has the selection only: a record stays fresh under another Python, but says what it saw."""
+    monkeypatch.setenv("BENCHTOP_RECORD", str(tmp_path / "log"))
+    seen, key = bt.load("stdlib/characters").checksum, data.checksums(["stdlib/characters"])
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    for module in (m for part in data.describe("stdlib/characters")["modules"] for m in part):
+        path = tmp_path.joinpath(*module.split("."))  # another Python, in which modules are packages
+        path.mkdir(parents=True)
+        (path / "__init__.py").write_text(f'"""{module}, in a later version."""\n')
+    other = bt.load("stdlib/characters")
+    assert other.checksum != seen and data.checksums(["stdlib/characters"]) == key
+    assert len(other.vocabulary) == 96, "ids mean the same on every Python"
+    log = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [entry["checksum"] for entry in log] == [seen, other.checksum]
+    (tmp_path / "os" / "__init__.py").unlink()
+    (tmp_path / "os").rmdir()
+    with pytest.raises(data.DataError, match=r"stdlib: this Python has no .*os") as error:
+        bt.load("stdlib/characters")
+    one_line(error)
 
 
 def test_text_of_the_standard_library_reads_back_in_characters_and_byte_pairs():
@@ -178,7 +250,7 @@ NAMES = b"emma\nolivia\nava\nisabella\nsophia\nmia\nzoe\nlea\nnina\nida\n"
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves the bodies in ``replies`` one after the other, the last one for ever; None: cut off in the middle."""
+    """Serves the bodies in ``replies`` one after the other, the last one for ever; None: cut off in the middle; b"stall": no end."""
 
     def do_GET(self):
         self.server.asked += 1
@@ -186,6 +258,11 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(NAMES)))
         self.end_headers()
+        if body == b"stall":
+            self.wfile.write(NAMES[:10])
+            self.server.stalled.set()
+            time.sleep(20)
+            return
         self.wfile.write(NAMES[:10] if body is None else body)
 
     def log_message(self, *_):
@@ -199,7 +276,7 @@ def serve(monkeypatch):
 
     def start(*replies):
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-        server.replies, server.asked = list(replies), 0
+        server.replies, server.asked, server.stalled = list(replies), 0, threading.Event()
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
         declare(monkeypatch, f"http://127.0.0.1:{server.server_port}/")
@@ -247,6 +324,24 @@ def test_a_wrong_checksum_is_tried_again_then_named_and_the_bad_file_is_gone(ser
     assert server.asked == 2 and kept(own_cache) == []
 
 
+@pytest.mark.parametrize("served", [b"x\ny\nz\nu\nv\n", b"\xff" * 60], ids=["other content", "unreadable"])
+def test_a_wrong_download_whose_sha256_nobody_knows_is_told_by_its_content_and_removed(
+    serve, served, own_cache, monkeypatch
+):
+    server = serve(NAMES)
+    checksum = data.digest(data.read("names")[0])
+    entry = data.registry()["names"] | {"checksum": checksum}
+    entry["public"] = [entry["files"][0] | {"path": "names/all.txt", "sha256": None}]
+    entry["files"] = [entry["files"][0] | {"path": "names/none.txt"}]  # what a mirror would hold
+    monkeypatch.setattr(data, "registry", lambda: {"names": entry | {"file": "all.txt"}})
+    server.replies = [served.ljust(len(NAMES), b"\n"), NAMES]
+    with pytest.raises(data.DataError, match=r"load again$") as error:
+        bt.load("names")
+    one_line(error)
+    assert "all.txt" not in kept(own_cache)
+    assert bt.load("names").checksum == checksum, "the cure works"
+
+
 def test_the_second_try_may_succeed(serve, own_cache):
     server = serve(b"x" * len(NAMES), NAMES)
     assert len(bt.load("names").train.x) == 6
@@ -274,12 +369,31 @@ def test_an_interrupted_download_leaves_no_torn_file_and_restarts(serve, own_cac
     assert kept(own_cache) == []
 
 
+FETCH = """
+import json, sys
+from benchtop import data
+entry = json.loads(sys.argv[1])
+data.registry = lambda: {"names": entry}
+print(data.get("names")[0].read_bytes() == sys.argv[2].encode())
+"""
+
+
+def another_process() -> subprocess.Popen:
+    """A process that fetches the set "names" as it is declared now."""
+    command = [sys.executable, "-c", FETCH, json.dumps(data.registry()["names"]), NAMES.decode()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 def test_a_killed_process_leaves_nothing_that_is_taken_for_the_file(serve, own_cache):
-    serve(NAMES)
-    (own_cache / "names").mkdir(parents=True)
-    (own_cache / "names" / "names.txt.part").write_bytes(NAMES[:5])  # what a kill in the middle leaves
+    server = serve(b"stall", NAMES)
+    killed = another_process()
+    assert server.stalled.wait(60), "the download has begun"
+    killed.kill()
+    killed.communicate()
+    assert kept(own_cache) != ["names.txt"]
     bt.load("names")
     assert kept(own_cache) == ["names.txt"]
+    assert (own_cache / "names" / "names.txt").read_bytes() == NAMES
 
 
 def test_without_network_one_line_says_which_file_where_to_put_it_and_what_else_to_use(monkeypatch, own_cache):
@@ -294,15 +408,7 @@ def test_without_network_one_line_says_which_file_where_to_put_it_and_what_else_
 
 def test_two_processes_at_once_download_once(serve, own_cache):
     server = serve(NAMES)
-    code = """
-import json, sys
-from benchtop import data
-entry = json.loads(sys.argv[1])
-data.registry = lambda: {"names": entry}
-print(data.get("names")[0].read_bytes() == sys.argv[2].encode())
-"""
-    command = [sys.executable, "-c", code, json.dumps(data.registry()["names"]), NAMES.decode()]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [another_process() for _ in range(2)]
     assert [p.communicate(timeout=60)[0].strip() for p in both] == ["True", "True"]
     assert server.asked == 1 and kept(own_cache) == ["names.txt"]
 

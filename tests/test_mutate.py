@@ -56,6 +56,7 @@ def names(chapter: Chapter) -> set[str]:
     ("y = torch.exp(a)", ["torch.exp(a) -> a"]),
     ("y = F.normalize(a, dim=d)", ["F.normalize(a, dim=d) -> a"]),
     ("y = torch.linalg.norm(a)", []),
+    ("y = nn.LayerNorm(a, bias=b)", ["nn.LayerNorm(a, bias=b) -> nn.Identity(a, bias=b)"]),
     ("y = a.mean()", ["a.mean() -> a.sum()"]),
     ("y = a.detach()", ["a.detach() -> a"]),
     ("with torch.no_grad():\n    y = a", ["with torch.no_grad(): -> if True:"]),

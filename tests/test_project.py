@@ -92,4 +92,5 @@ def test_sizes_of_the_two_halves():
     bench = [p for p in package.rglob("*.py") if "publish" not in p.parts and p != readers]
     assert lines(bench) <= 2_250, "the bench is to be read in an hour"
     assert lines([readers]) <= 620
-    assert lines((package / "publish").rglob("*.py")) <= 2_300
+    # A third of these are the runner: here or on a cluster, with Jupyter or without, and whatever dies meanwhile.
+    assert lines((package / "publish").rglob("*.py")) <= 3_350

@@ -137,6 +137,24 @@ def test_the_loss_gets_the_hyper_parameters_it_names():
     assert not torch.equal(a[1][0].weight, start[0].weight)
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_the_evaluation_gets_the_hyper_parameters_it_names(vectorize):
+    def scaled(model, alpha):
+        return {"alpha": alpha * torch.ones(()), "sum": alpha * sum(p.sum() for p in model.parameters())}
+
+    def outside_torch(model, alpha):
+        return {"alpha": float(alpha)}
+
+    def loss(model, batch, alpha):
+        return alpha * model(batch[0]).pow(2).mean()
+
+    for measure in (scaled, outside_torch):
+        run = bt.fit(MODELS["mlp"], loss, sample, steps=2, seeds=[0, 1], lr=1e-3, alpha=[0.5, 2.0], evaluate=measure,
+                     eval_every=1, vectorize=vectorize)  # fmt: skip
+        rows = run.history[run.history["metric"] == "alpha"]
+        assert len(rows) == 12 and (rows["value"] == rows["alpha"]).all()
+
+
 def test_best_takes_the_optimum_and_reports_the_edge(capsys):
     wide, narrow = run(arm="wide", lr=[1e-5, 1e-2, 30.0]), run(arm="narrow", lr=[1e-5, 1e-4])
     choice = bt.best([wide, narrow], "loss")
@@ -186,6 +204,33 @@ def test_a_point_of_a_grid_may_diverge_and_is_passed_over():
     choice = bt.best(result, "loss")
     assert choice["model"]["lr"] < 1e9
     assert choice.record()["model"]["diverged"] == 1
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_metrics_of_a_replica_that_diverged_are_not_numbers_even_if_they_look_like_some(vectorize):
+    def steep(model, batch):
+        return (model(batch[0]) ** 4).mean()
+
+    def accuracy(model):
+        return {"accuracy": (model(X).argmax(-1) == Y).float().mean()}
+
+    result = bt.fit(MODELS["mlp"], steep, sample, steps=40, seeds=[0, 1], lr=[1e-3, 1e9], optimiser="sgd",
+                    evaluate=accuracy, eval_every=20, vectorize=vectorize)  # fmt: skip
+    gone = result.history["value"].isna()
+    assert gone.equals((result.history["lr"] == 1e9) & (result.history["step"] > 0))
+    assert bt.best(result, "accuracy", lower_is_better=False).record()["model"]["diverged"] == 1
+
+
+def test_a_schedule_is_asked_for_the_steps_that_are_taken_only():
+    asked = []
+
+    def falling(step, steps):
+        asked.append((step, steps))
+        return step**-0.5  # of Noam; step 0 has no value
+
+    for vectorize in (True, False):
+        run(steps=5, schedule=falling, vectorize=vectorize)
+    assert set(asked) == {(t, 5) for t in range(1, 6)}
 
 
 @pytest.mark.parametrize(("changes", "words"), [

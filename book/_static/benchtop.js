@@ -12,6 +12,7 @@ document.querySelectorAll(".bd-sidebar summary").forEach((arrow) => {
 });
 
 // The atlas: sort by a column, show the rows that fit the fields. Without this script the table is simply whole.
+// By hand because the packaged DataTables is an ES module, which browsers refuse to load from file://.
 document.querySelectorAll(".bt-atlas").forEach((atlas) => {
   const form = atlas.querySelector("form"), body = atlas.querySelector("tbody"), rows = [...body.rows];
   const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));

@@ -3,11 +3,12 @@
 import os
 import time
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from benchtop.report import emit
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = ("smoke", "laptop", "gpu")
 VERDICT_FROM = 100  # verdict seeds start here, tuning seeds at 0: the two can never meet
@@ -25,7 +26,7 @@ class Profile:
     """
 
     name: str
-    device: torch.device
+    device: "torch.device"
     seeds: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
 
@@ -34,6 +35,8 @@ class Profile:
 
         Raises ValueError for an unknown profile and RuntimeError for ``gpu`` without CUDA.
         """
+        import torch  # here, so that what reads only NAMES (`benchtop list`) starts at once
+
         name = os.environ.get("BENCHTOP_PROFILE", name)
         if name not in NAMES:
             raise ValueError(

@@ -56,6 +56,7 @@ class Job:
     arm: str
     log: Callable
     diverged: Callable
+    shown: Sequence[str] = ()  # hyper-parameters that the evaluation takes
 
     def due(self, step: int) -> bool:
         return self.evaluate is not None and (step % self.every == 0 or step == self.steps)
@@ -75,10 +76,13 @@ class Job:
             torch.tensor(0, device=self.device), torch.tensor([r["seed"] for r in replicas], device=self.device)
         )
 
-    def clock(self, step: int) -> tuple[Tensor, Tensor]:
-        """The step and the factor on lr, as scalar tensors in double precision."""
-        factor = self.schedule(step, self.steps)
-        return tuple(torch.tensor([float(step), factor], dtype=torch.float64, device=self.device))
+    def clock(self) -> Tensor:
+        """(steps + 1, 2), double precision: row t holds the step t and the factor on lr.
+
+        Made at once: to copy two numbers to a GPU at each step, the host would have to wait for the GPU.
+        """
+        rows = [(float(t), self.schedule(t, self.steps) if t else 0.0) for t in range(self.steps + 1)]
+        return torch.tensor(rows, dtype=torch.float64, device=self.device)
 
     @contextlib.contextmanager
     def rules(self, key: Tensor, stacked: bool) -> Iterator[None]:
@@ -137,7 +141,7 @@ def choose(job: Job, models: list[nn.Module], vectorize: bool | None, load: floa
         warnings.simplefilter("always")
         try:
             stack = _Stack(job, models[:2], job.replicas[:2])
-            stack.step(stack.batch([job.generator(r["seed"]) for r in job.replicas[:2]], 1), *job.clock(1))
+            stack.step(stack.batch([job.generator(r["seed"]) for r in job.replicas[:2]], 1), *job.clock()[1])
         except (
             RuntimeError,
             ValueError,
@@ -170,6 +174,7 @@ class _Stack:
         self.buffers = {name: torch.stack([bs[name] for bs in buffers]) for name in buffers[0]}
         self.keys = job.keys(replicas)
         self.passed = {name: job.column(name, replicas) for name in job.named}
+        self.shown = {name: job.column(name, replicas) for name in job.shown}
         self.mover = job.mover(self.flat, self.shapes, replicas)
         self.gradient = self._mapped(grad_and_value(self._loss))
 
@@ -188,8 +193,8 @@ class _Stack:
     def _loss(self, flat, buffers, fixed, key, batch, passed):
         return self._call(self.job.loss, flat, buffers, fixed, key, (batch,), passed).float()
 
-    def _metrics(self, flat, buffers, fixed, key, *_):
-        return self._call(self.job.evaluate, flat, buffers, fixed, key, (), {})
+    def _metrics(self, flat, buffers, fixed, key, _, shown):
+        return self._call(self.job.evaluate, flat, buffers, fixed, key, (), shown)
 
     def batch(self, generators: list[torch.Generator], repeat: int) -> Any:
         """The batches of the seeds, each repeated for the points of the grid."""
@@ -209,12 +214,12 @@ class _Stack:
         keys = _step_key(self.keys, step)
         with _evaluating(self.skeleton):
             try:
-                values = self._mapped(self._metrics)(self.flat, self.buffers, self.fixed, keys, keys, self.passed)
+                values = self._mapped(self._metrics)(self.flat, self.buffers, self.fixed, keys, keys, self.shown)
                 return {name: value.tolist() for name, value in values.items()}
             except (RuntimeError, ValueError, TypeError, NotImplementedError):
                 pass  # numbers made outside torch, say: then one model at a time, where a real mistake shows
         self.write_back()
-        each = [_measure(self.job, model, key) for model, key in zip(self.models, keys)]
+        each = [_measure(self.job, *one) for one in zip(self.models, keys, self.job.replicas)]
         return {name: [values[name] for values in each] for name in each[0]}
 
     def write_back(self) -> None:
@@ -228,56 +233,83 @@ class _Stack:
                 for name, buffer in model.named_buffers():
                     buffer.copy_(self.buffers[name][i])
 
-    def capture(self, batch: Any, step: Tensor, factor: Tensor) -> Callable[..., Tensor]:
-        """`step` as one CUDA graph. Not measured yet: the tests compare it with eager steps where there is a GPU."""
-        still, state = tree_map(torch.clone, (batch, step, factor)), self.mover.state
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            losses = self.step(*still)
-            for old, new in zip(tree_leaves(state), tree_leaves(self.mover.state)):
+
+class _Captured:
+    """`_Stack.step` on a CUDA device: some eager steps, the rest replays of one captured CUDA graph.
+
+    Batch, step and factor enter through tensors that stay where they are; metrics and random rows remain outside. What
+    cannot be captured goes on eagerly, and ``note`` says so. Never measured on a GPU yet; the tests record and replay the
+    step on a CPU and, where there is a GPU, compare it with eager steps.
+    """
+
+    def __init__(self, stack: _Stack):
+        self.stack, self.stream, self.graph = stack, torch.cuda.Stream(), None
+        self.calls, self.note = 0, "too few steps for a CUDA graph"
+
+    def __call__(self, *now: Any) -> Tensor:
+        self.calls += 1
+        if self.calls == GRAPH_AFTER + 1:
+            self.capture(now)
+        if self.graph:
+            for old, new in zip(tree_leaves(self.inputs), tree_leaves(now)):
                 old.copy_(new)
-        self.mover.state = state
+            self.graph.replay()
+            return self.losses
+        self.stream.wait_stream(torch.cuda.current_stream())  # warm-up belongs on the stream of the capture
+        with torch.cuda.stream(self.stream):
+            losses = self.stack.step(*now)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return losses
 
-        def replay(*now: Any) -> Tensor:
-            for old, new in zip(tree_leaves(still), tree_leaves(now)):
-                old.copy_(new)
-            graph.replay()
-            return losses
+    def capture(self, now: tuple) -> None:
+        mover, graph = self.stack.mover, torch.cuda.CUDAGraph()
+        state = list(mover.state)  # a copy: the step puts new tensors into the list itself
+        self.inputs = tree_map(torch.clone, now)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.losses = self.stack.step(*self.inputs)
+                for old, new in zip(tree_leaves(state), tree_leaves(mover.state)):
+                    old.copy_(new)
+            self.graph, self.note = graph, "the step is a CUDA graph"
+        except RuntimeError as error:  # nothing ran while it was recorded, so that the same step can be taken eagerly
+            self.note = f"no CUDA graph ({str(error).splitlines()[0][:160]})"
+        mover.state = state
 
-        return replay
+
+def _on_cuda(job: Job) -> bool:
+    return job.device.type == "cuda"
 
 
-def train_stacked(job: Job, models: list[nn.Module]) -> None:
+def train_stacked(job: Job, models: list[nn.Module]) -> str:
+    """Train all at once; returns what there is to add about the way."""
     stack = _Stack(job, models, job.replicas)
     generators = [job.generator(seed) for seed in dict.fromkeys(r["seed"] for r in job.replicas)]
     repeat = len(models) // len(generators)
-    take, cuda = stack.step, job.device.type == "cuda"
+    cuda, clock = _on_cuda(job), job.clock()
+    take = _Captured(stack) if cuda else stack.step
     failed = torch.zeros(len(models), dtype=torch.float64, device=job.device)  # the first step with a bad loss
     if job.due(0):
-        job.log(0, stack.measure(job.clock(0)[0]))
-    dead: set[int] = set()
+        job.log(0, stack.measure(clock[0, 0]))
     with job.progress(job.steps) as bar:
         for step in range(1, job.steps + 1):
-            batch, clock = stack.batch(generators, repeat), job.clock(step)
-            if cuda and step == GRAPH_AFTER + 1:
-                take = stack.capture(batch, *clock)
-            losses = take(batch, *clock)
-            failed = torch.where((failed == 0) & ~losses.isfinite(), clock[0], failed)
+            losses = take(stack.batch(generators, repeat), *clock[step])
+            failed = torch.where((failed == 0) & ~losses.isfinite(), clock[step, 0], failed)
             if not cuda or job.due(step) or step == job.steps:  # reading a number makes the host wait for the device
                 for i in failed.nonzero().flatten().tolist():
-                    if i not in dead:
-                        dead.add(i)
-                        job.diverged(int(failed[i]), job.replicas[i])
+                    job.diverged(int(failed[i]), i)
             if job.due(step):
-                job.log(step, stack.measure(clock[0]))
+                job.log(step, stack.measure(clock[step, 0]))
             bar.update()
     stack.write_back()
+    return f"; {take.note}" if cuda else ""
 
 
-def train_one_by_one(job: Job, models: list[nn.Module]) -> None:
+def train_one_by_one(job: Job, models: list[nn.Module]) -> str:
+    """The same, one after the other."""
     measured: dict[int, list[dict[str, float]]] = {}
+    clock = job.clock()
     with job.progress(job.steps * len(models)) as bar:
-        for model, replica in zip(models, job.replicas):
+        for i, (model, replica) in enumerate(zip(models, job.replicas)):
             torch.manual_seed(replica["seed"])  # for whatever noise ReplicaRules does not know
             generator, key = job.generator(replica["seed"]), job.keys([replica])[0]
             passed = {name: float(replica[name]) for name in job.named}
@@ -287,28 +319,29 @@ def train_one_by_one(job: Job, models: list[nn.Module]) -> None:
                 p.data = piece.view(p.shape)
             mover = job.mover(flat, [p.shape for p in params], [replica])
             for step in range(job.steps + 1):
-                clock = job.clock(step)
                 if step:
-                    with job.rules(_step_key(key, clock[0]), stacked=False):
+                    with job.rules(_step_key(key, clock[step, 0]), stacked=False):
                         value = job.loss(model, job.sample(generator), **passed)
                     if not math.isfinite(value.item()):
-                        job.diverged(step, replica)
+                        job.diverged(step, i)
                     grads = torch.autograd.grad(value, params, allow_unused=True)
                     grads = [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads)]
                     with torch.no_grad():
-                        mover(flat, torch.cat([g.flatten() for g in grads])[None], *clock)
+                        mover(flat, torch.cat([g.flatten() for g in grads])[None], *clock[step])
                     bar.update()
                 if job.due(step):
-                    measured.setdefault(step, []).append(_measure(job, model, _step_key(key, clock[0])))
+                    measured.setdefault(step, []).append(_measure(job, model, _step_key(key, clock[step, 0]), replica))
             for p in params:
                 p.data = p.data.clone()  # a trained model owns its numbers
     for step, each in sorted(measured.items()):
         job.log(step, {name: [values[name] for values in each] for name in each[0]})
+    return ""
 
 
-def _measure(job: Job, model: nn.Module, key: Tensor) -> dict[str, float]:
+def _measure(job: Job, model: nn.Module, key: Tensor, replica: dict[str, float]) -> dict[str, float]:
+    shown = {name: float(replica[name]) for name in job.shown}
     with _evaluating(model), job.rules(key, stacked=False):
-        return {name: float(value) for name, value in job.evaluate(model).items()}
+        return {name: float(value) for name, value in job.evaluate(model, **shown).items()}
 
 
 def _stack(batches: list[Any], repeat: int) -> Any:

@@ -30,13 +30,14 @@ def say(markdown: str) -> None:
 
 
 def display(bundle: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
-    """Show a mime bundle in a notebook; print its plain text where there is none."""
+    """Show a mime bundle in a notebook; where there is none, print its plain text and leave the rest to the runner."""
     if in_notebook():
         from IPython.display import display as show
 
         show(bundle, raw=True, metadata=metadata or {})
     else:
         print(bundle["text/plain"])
+        emit("display", **bundle)
 
 
 def in_notebook() -> bool:

@@ -68,7 +68,7 @@ def fit(
     steps: int,
     seeds: Sequence[int],
     arm: str = "model",
-    evaluate: Callable[[nn.Module], dict[str, Tensor]] | None = None,
+    evaluate: Callable[..., dict[str, Tensor]] | None = None,
     eval_every: int = 50,
     optimiser: str | Optimiser | tuple[Callable, Callable] = "adamw",
     schedule: str | Callable[[int, int], float] = "constant",
@@ -82,7 +82,8 @@ def fit(
     ``make_model()`` is called right after ``torch.manual_seed(seed)``; it gets ``seed`` if it names it.
     ``loss(model, batch)`` returns a scalar; it also gets the hyper-parameters that it names. ``sample(generator)``
     returns a batch: the generator depends on the seed alone, so a seed sees the same batches in every arm and at every
-    point of the grid. ``evaluate(model)`` returns scalars, every ``eval_every`` steps and at both ends.
+    point of the grid. ``evaluate(model)`` returns scalars, every ``eval_every`` steps and at both ends; like the loss it
+    also gets the hyper-parameters that it names.
 
     ``hyper``: numbers, or sequences that span the grid. The optimisers read ``lr`` (needed), ``weight_decay``
     (decoupled, default 0), ``clip`` (bound on the norm of a replica's gradient) and "adamw" ``beta1``, ``beta2``, ``eps``,
@@ -96,7 +97,7 @@ def fit(
     ``precision``: "float32", "tf32" (CUDA) or "bf16" (autocast of the loss; parameters stay float32).
 
     Raises ValueError for bad arguments and DivergedError, naming arm, seed, hyper-parameters and step, for a loss that
-    is not finite. A replica of a grid of several points may diverge: its history then holds NaN and `best` passes over it.
+    is not finite. A replica of a grid of several points may diverge: its metrics are NaN from then on and `best` passes over it.
     """
     start = time.perf_counter()
     optimiser, schedule = _named(optimiser, OPTIMISERS, "optimiser"), _named(schedule, SCHEDULES, "schedule")
@@ -107,23 +108,25 @@ def fit(
     points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     replicas = [{"seed": int(seed)} | point for seed in seeds for point in points]
     models = [_make(make_model, replica["seed"]).to(device) for replica in replicas]
-    rows = []
+    rows, dead = [], {}  # dead: which replica diverged at which step
 
     def log(step: int, metrics: dict[str, list[float]]) -> None:
         for metric, values in metrics.items():
-            rows.extend(
-                {"arm": arm} | r | {"step": step, "metric": metric, "value": v} for r, v in zip(replicas, values)
-            )
+            for i, (replica, value) in enumerate(zip(replicas, values)):
+                value = math.nan if dead.get(i, math.inf) <= step else value  # its accuracy, say, would look finite
+                rows.append({"arm": arm} | replica | {"step": step, "metric": metric, "value": value})
 
-    def diverged(step: int, replica: dict[str, float]) -> None:
+    def diverged(step: int, i: int) -> None:
+        dead.setdefault(i, step)
         if len(points) == 1:
-            setting = ", ".join(f"{k}={v:g}" for k, v in replica.items())
+            setting = ", ".join(f"{k}={v:g}" for k, v in replicas[i].items())
             raise DivergedError(
                 f"arm {arm!r} diverged at step {step} ({setting}): lower lr, or look at the loss of that seed"
             )
 
+    shown = set(inspect.signature(evaluate).parameters) & set(grid) if evaluate else ()
     job = Job(loss, sample, steps, replicas, sorted(set(signature) & set(grid)), optimiser, schedule, evaluate, eval_every,
-               torch.device(device), precision, arm, log, diverged)  # fmt: skip
+               torch.device(device), precision, arm, log, diverged, sorted(shown))  # fmt: skip
     threads = torch.get_num_threads()
     with _matmul_precision(precision):
         load = work(job, models[0])
@@ -131,7 +134,7 @@ def fit(
         if load < LARGE:  # measured: on a busy machine two threads made small operations ten times slower than one
             torch.set_num_threads(1)
         try:
-            (train_stacked if stack else train_one_by_one)(job, models)
+            why += (train_stacked if stack else train_one_by_one)(job, models)
         finally:
             torch.set_num_threads(threads)
     result = Fit(arm, pd.DataFrame(rows), models, pd.DataFrame(replicas), grid, steps, time.perf_counter() - start,

@@ -287,15 +287,14 @@ def read(name: str, download: bool = True) -> tuple[Raw, str]:
     except MALFORMED as error:
         if not paths:
             raise
+        fetch.discard(entry)
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
             f"{name}: {paths[0].parent} cannot be read ({reason}): delete its files and load again"
         ) from error
     checksum = digest(raw)
     if checksum != entry.get("checksum", checksum):
-        for file in entry.get("public", []):
-            if not file["sha256"]:  # nothing but its content could tell that such a download was a wrong one
-                (fetch.cache() / file["path"]).unlink(missing_ok=True)
+        fetch.discard(entry)
         raise DataError(
             f"{name}: its content has checksum {checksum}, expected {entry['checksum']}: {entry['source']} "
             "gives other data than the book ran on; install the versions in constraints.txt or load again"

@@ -67,9 +67,10 @@ def locate(entry: dict[str, Any], download: bool = True) -> list[Path]:
 
 
 def verified(path: Path, file: dict[str, Any]) -> Path:
-    """``path`` itself if its sha256 is the declared one (files without one are verified by their content)."""
+    """``path`` itself if it is there with the declared sha256 (files without one are verified by their content)."""
     import pooch
 
+    path.stat()
     if file["sha256"] and (found := pooch.file_hash(str(path))) != file["sha256"]:
         raise Corrupt(f"{path}: sha256 is {found}, expected {file['sha256']}; replace the file")
     return path
@@ -129,6 +130,13 @@ def fetched(path: Path, file: dict[str, Any], addresses: list[str], entry: dict[
         f"{name}: cannot fetch {path.name} ({'; '.join(dict.fromkeys(failures))}): put it at {path}, "
         f"set BENCHTOP_DATA_MIRROR, or use {instead}"
     )
+
+
+def discard(entry: dict[str, Any]) -> None:
+    """Remove the downloads without a declared sha256: only their content could tell that they are wrong ones."""
+    for file in entry.get("public", []):
+        if not file["sha256"]:
+            (cache() / file["path"]).unlink(missing_ok=True)
 
 
 class Files:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ import yaml
 import benchtop
 from benchtop.profile import NAMES
 
+PARSING = threading.Lock()  # before Python 3.12, `ast` in two threads at once fails ("recursion depth mismatch")
 PACKAGE = Path(benchtop.__file__).parent
+SECONDS = {"smoke": 8, "laptop": 90, "gpu": 600}  # budget of a chapter after imports
+MEMORY = {"smoke": 2, "laptop": 4, "gpu": 64}  # GB at the peak, likewise
 
 
 class BookError(Exception):
@@ -120,11 +124,33 @@ class Chapter:
 
         Comments, docstrings and layout do not count, in the chapter and in the helpers alike.
         """
-        sources = [bare_code(cell.source) for cell in self.cells()]
+        with PARSING:
+            return self._key(profile, parameters)
+
+    def _key(self, profile: str, parameters: dict[str, Any] | None) -> str:
+        sources = []
+        for cell in self.cells():
+            try:
+                sources.append(bare_code(cell.source))
+            except (SyntaxError, tokenize.TokenError) as error:
+                number = self.notebook.cells.index(cell) + 1
+                raise BookError(f"{self.path.name} cell {number} is not Python: {error.args[0]}; correct it") from None
         modules = used_modules("\n".join(sources))
         parts = [*sources, *(module_digest(m) for m in modules), profile, json.dumps(parameters or {}, sort_keys=True)]
         parts += [f"{name}:{checksum}" for name, checksum in self.data().items()]
+        parts += [bare_code(cell.source) for other in self.borrows() for cell in other.cells("setup", "technique")]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    def borrows(self) -> list["Chapter"]:
+        """The chapters whose technique this one uses, directly or through one another: ``technique("slug")``."""
+        todo, seen = [self], {}
+        while todo:
+            for slug in re.findall(r"\btechnique\(\s*[\"']([\w-]+)[\"']", todo.pop().source()):
+                for path in sorted(self.path.parents[1].glob(f"*/{slug}.ipynb")):
+                    if path != self.path and path not in seen:
+                        seen[path] = Chapter(path)
+                        todo.append(seen[path])
+        return [seen[path] for path in sorted(seen)]
 
     def data(self) -> dict[str, str]:
         """Checksums of the data sets whose names stand in the code as whole string constants."""

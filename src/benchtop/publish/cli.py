@@ -1,47 +1,122 @@
 """The command ``benchtop``: thin functions, one a command."""
 
+import json
 import os
 import sys
-import time
-from typing import Annotated, Optional
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated, Any, Optional
 
 import typer
 
 from benchtop.profile import NAMES
-from benchtop.publish.chapter import Book, BookError
+from benchtop.publish.chapter import Book, BookError, Chapter
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run, check and print Benchtop Deep Learning.")
 Names = Annotated[Optional[list[str]], typer.Argument(help="slugs or parts; all chapters if none is given")]  # noqa: UP045
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 @app.command()
 def run(
     names: Names = None,
-    profile: Annotated[str, typer.Option(help="smoke, laptop or gpu")] = "laptop",
+    profile: Annotated[str, typer.Option(metavar="|".join(NAMES), help="size of the run")] = "laptop",
     everything: Annotated[bool, typer.Option("--all/--stale", help="fresh chapters too, or only stale ones")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="chapters at a time")] = 1,
+    jobs: Annotated[int | None, typer.Option(min=1, help="chapters at once; default: one a core, one for gpu")] = None,
+    scheduler: Annotated[Optional[str], typer.Option(metavar="ADDRESS", help="a Dask cluster, tcp://...")] = None,  # noqa: UP045
+    resource: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=N", help="what a chapter takes of a worker")
+    ] = None,
+    kernel: Annotated[bool, typer.Option("--kernel/--no-kernel", help="with Jupyter, or in plain Python")] = True,
+    as_json: AsJson = False,
 ) -> None:
-    """Execute chapters and keep their records."""
-    from benchtop.publish.run import run as execute
+    """Execute chapters and keep their records; under laptop their outputs too."""
+    import psutil
+
+    from benchtop.publish import run as runner
 
     if profile not in NAMES:
         raise BookError(f"unknown profile {profile!r}: expected one of {', '.join(NAMES)}")
-    chapters, start, failed, done = Book.find().select(names), time.time(), 0, 0
-    for result in execute(chapters, profile, everything=everything, jobs=jobs):
-        done, failed = done + 1, failed + bool(result.error)
-        print(f"{result.slug}: {result.error or result.outcome} ({result.seconds:.1f} s)", flush=True)
-    print(f"{done} run, {len(chapters) - done} fresh, {failed} failed, {time.time() - start:.0f} s")
-    if failed:
-        raise typer.Exit(1)
+    book = Book.find()
+    with runner.interruptible():
+        summary = runner.run(
+            book, book.select(names), profile, everything=everything, jobs=jobs, scheduler=scheduler,
+            resources=amounts(resource or []), kernel=kernel,
+        )  # fmt: skip
+    print(json.dumps(asdict(summary), indent=1) if as_json else summary, flush=True)
+    if summary.left:  # interrupted: what had finished is kept, nothing else is waited for
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        os._exit(130)
+    raise typer.Exit(1 if summary.failed else 0)
+
+
+def amounts(words: list[str]) -> dict[str, float]:
+    """``["GPU=1"]`` as ``{"GPU": 1.0}``."""
+    try:
+        return {name: float(number) for name, number in (word.split("=") for word in words)}
+    except ValueError:
+        raise BookError(f"cannot read --resource {' '.join(words)}: expected NAME=NUMBER, such as GPU=1") from None
 
 
 @app.command("list")
-def list_() -> None:
-    """Each chapter with its verdict and the state of its records."""
-    for chapter in Book.find().select():
-        states = "  ".join(f"{name} {chapter.status(name)}" for name in NAMES)
-        outcome = (chapter.record("laptop") or {}).get("outcome", "not measured")
-        print(f"{chapter.part}/{chapter.slug}: {outcome}  ({states})")
+def list_(names: Names = None, as_json: AsJson = False) -> None:
+    """Each chapter in each profile it has run in: verdict, fresh or stale, cost."""
+    rows = [row for chapter in Book.find().select(names) for row in standing(chapter)]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = [["chapter", "part", "verdict", "profile", "state", "seconds", "memory", "date"]]
+    for row in rows:
+        memory = row["peak_bytes"] and f"{row['peak_bytes'] / 1e9:.2f} GB"
+        words = [row[name] for name in ("slug", "part", "verdict", "profile", "state", "seconds")] + [
+            memory,
+            row["date"],
+        ]
+        table.append(["-" if word is None else str(word) for word in words])
+    print_table(table)
+
+
+def standing(chapter: Chapter) -> Iterator[dict[str, Any]]:
+    """A row for laptop and for each other profile with a record; a broken chapter says so in its state."""
+    try:
+        records, _ = chapter.records(), chapter.key("laptop")  # a corrupt notebook has none
+        states = {name: chapter.status(name) for name in NAMES if name in records or name == "laptop"}
+    except BookError as error:
+        records, states = {}, {"laptop": f"broken: {error}"}
+    for profile, state in states.items():
+        entry = records.get(profile, {})
+        row = {"slug": chapter.slug, "part": chapter.part, "verdict": entry.get("outcome"), "profile": profile}
+        yield row | {"state": state} | {name: entry.get(name) for name in ("seconds", "peak_bytes", "date")}
+
+
+def print_table(rows: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip())
+
+
+@app.command()
+def doctor() -> None:
+    """Is this machine ready? One line for each thing, and a cure for each problem."""
+    from benchtop.publish.doctor import examine
+
+    rows = list(examine(Book.find()))
+    print_table([[row.name, "problem" if row.cure else "OK", row.found, row.cure] for row in rows])
+    if any(row.cure for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    slug: Annotated[str, typer.Argument(help="name of the chapter, as in modern-hopfield")],
+    paper: Annotated[int, typer.Option(help="id of its paper in book/papers.yml")],
+) -> None:
+    """Write the skeleton of a chapter, which runs, and enter it in the lists."""
+    from benchtop.publish.new import new as write
+
+    path = write(Book.find(), slug, paper)
+    print(f"{path}: `benchtop run {slug} --profile smoke` runs it, `benchtop check {slug}` says what is to be written")
 
 
 @app.command()
@@ -109,10 +184,8 @@ Sets = Annotated[Optional[list[str]], typer.Argument(help="data sets; all if non
 
 
 @data_app.command("list")
-def data_list(as_json: Annotated[bool, typer.Option("--json", help="all columns, as JSON")] = False) -> None:
+def data_list(as_json: AsJson = False) -> None:
     """Each data set with its kind, size and licence; no size: embedded, no network."""
-    import json
-
     from benchtop.data import table
 
     if as_json:
@@ -151,11 +224,21 @@ def data_check(names: Sets = None) -> None:
 
 
 def main() -> None:
-    """Errors of ours are one line on standard error; anything else keeps its traceback."""
+    """Errors of ours, and words that the command does not know, are one line on standard error; others keep their traceback."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        sys.exit(130)
     except (BookError, ValueError, LookupError) as error:
         if os.environ.get("BENCHTOP_TRACEBACK"):
             raise
         print(f"benchtop: {error}", file=sys.stderr)
         sys.exit(1)
+    except typer.BadParameter.__mro__[2] as error:  # ClickException, of click or of the copy that newer typer brings
+        if words := error.format_message():  # none: the help was shown
+            print(f"benchtop: {words.rstrip('.')} (see `benchtop --help`)", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,7 @@ from benchtop.publish.chapter import BookError, Chapter, parse
 from benchtop.techniques import imports
 
 WANTED = 0.8  # the share of planted mistakes that the checks must catch
+EXCUSED = 1 / 3  # the largest share that may be listed as equivalent
 BUDGET = 20.0  # seconds a chapter on one core
 PATIENCE = 1.0  # a mutant may take this many seconds more than three times what the original takes
 MEMORY = 2 << 30  # bytes a mutant may allocate
@@ -44,6 +45,7 @@ UNDONE = {  # functions that a mistake leaves out
     *("softmax", "log_softmax", "normalize", "layer_norm"),
     *("sigmoid", "logsigmoid", "tanh", "relu", "gelu", "silu", "softplus"),
 }
+NORMS = {"LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm1d", "BatchNorm2d", "Softmax"}  # modules left out likewise
 DIVIDED = {"mean": "sum", "nanmean": "nansum", "var": "sum", "std": "sum"}
 TRANSPOSED = {"T", "mT", "H", "mH"}
 UNORDERED = {"isinstance", "issubclass", "hasattr", "getattr", "setattr", "super", "print", "register_buffer"}
@@ -113,11 +115,13 @@ def transpose(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def bare(node: ast.AST) -> Iterator[ast.AST]:
-    """abs, exp, softmax, a norm ... are left out; a mean becomes a sum."""
+    """abs, exp, softmax, a norm or its module ... are left out; a mean becomes a sum."""
     if isinstance(node, ast.Call):
         name = _name(node.func)
         if name in UNDONE and (inner := _argument(node)) is not None:
             yield inner
+        if name in NORMS and isinstance(node.func, ast.Attribute):
+            yield _with(node, func=_with(node.func, attr="Identity"))
         if name in DIVIDED and isinstance(node.func, ast.Attribute):
             kept = [k for k in node.keywords if k.arg not in ("unbiased", "correction")]
             yield _with(node, func=_with(node.func, attr=DIVIDED[name]), keywords=kept)
@@ -262,8 +266,12 @@ class Report:
         return len(self.caught) / judged if judged else 0.0
 
     @property
+    def planted(self) -> int:
+        return len(self.caught) + len(self.survived) + len(self.equivalent)
+
+    @property
     def passed(self) -> bool:
-        return self.score >= WANTED and not self.unfounded
+        return self.score >= WANTED and not self.unfounded and len(self.equivalent) <= EXCUSED * self.planted
 
     def lines(self) -> Iterator[str]:
         """The survivors, with their places, then the score."""

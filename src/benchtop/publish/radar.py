@@ -28,13 +28,13 @@ def radar(book: Book, names: list[str] | None = None) -> Iterator[tuple[bool, st
         venv.create(place, with_pip=True)
         python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
         hidden = {"BENCHTOP_PROFILE", "BENCHTOP_RECORD", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"TMPDIR": folder}
 
         def call(program: str, *words: str) -> subprocess.CompletedProcess:
             command = [python.with_name(program), *words]
             return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 
-        installed = call("python", "-m", "pip", "install", "--quiet", "--upgrade", "--editable", ".[publish]")
+        installed = call("python", "-m", "pip", "install", "--quiet", "--upgrade", "--editable", ".[publish,data]")
         if installed.returncode:
             words = installed.stderr.strip().splitlines()[-1:] or ["no message"]
             raise BookError(f"the newest releases cannot be installed: {words[0]}; see PIP_CONSTRAINT, PIP_INDEX_URL")

@@ -1,139 +1,306 @@
-"""Execute chapters and keep what they measured: in parallel processes, one record a run, nothing lost when killed."""
+"""Run the chapters that need it, on this machine or on a cluster, and keep what they bring."""
 
-import json
+import contextlib
+import fcntl
 import os
-import platform
-import resource
-import tempfile
+import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from multiprocessing import get_context
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-import benchtop
-from benchtop.publish.chapter import BookError, Chapter, write_atomically
-from benchtop.report import LOG
+from benchtop.publish.chapter import MEMORY, Book, BookError, Chapter, write_atomically
+from benchtop.publish.worker import Job, Result, execute, one_line, parameters
 
-WORST_FIRST = ("fails", "open", "holds", "not measured")
-KILL_AFTER = {"smoke": 120, "laptop": 600, "gpu": 1800}  # seconds a cell may take before its kernel is ended
-
-
-@dataclass(frozen=True)
-class Result:
-    """How the run of one chapter ended; ``error`` is one line, empty when it went well."""
-
-    slug: str
-    seconds: float
-    outcome: str = ""
-    error: str = ""
+KILL_AFTER = {"smoke": 120, "laptop": 600, "gpu": 1800}  # seconds; `benchtop check` judges the budgets themselves
+KILL_BEYOND = 2  # times the budget of memory
+LAST_LINES = 6  # of a traceback
+QUIET = {  # Dask's self-observation would take a tenth of a core from the chapters
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
 
 
-def run(chapters: Sequence[Chapter], profile: str, *, everything: bool = False, jobs: int = 1) -> Iterator[Result]:
-    """Execute the chapters whose record is missing or stale (all with ``everything``); yield results as they end.
+@dataclass
+class Summary:
+    """What one call of `run` did; ``--json`` prints it."""
 
-    Each chapter has a process and a kernel of its own, with its share of the cores. A chapter that fails leaves its old
-    record and notebook as they were, and the others go on.
+    profile: str
+    jobs: int = 0  # the most chapters that ran at once
+    ran: list[dict[str, Any]] = field(default_factory=list)  # slug, outcome, seconds, ...
+    fresh: list[str] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)  # slug, error, cell, traceback, log
+    left: list[str] = field(default_factory=list)  # not run: the run was interrupted
+    wall: float = 0.0
+    chapter_seconds: float = 0.0  # from arrival to end, imports included
+
+    def __str__(self) -> str:
+        left = f", {len(self.left)} not run" if self.left else ""
+        return (
+            f"{len(self.ran)} run, {len(self.fresh)} fresh, {len(self.failed)} failed{left}; {self.wall:.1f} s for "
+            f"{self.chapter_seconds:.1f} s of chapters: speed-up {self.chapter_seconds / max(self.wall, 1e-9):.1f}"
+        )
+
+
+def run(
+    book: Book,
+    chapters: list[Chapter],
+    profile: str,
+    *,
+    everything: bool = False,
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    resources: dict[str, float] | None = None,
+    kernel: bool = True,
+    progress: "Progress | None" = None,
+) -> Summary:
+    """Execute the stale and missing chapters (all for ``everything``) and write records; outputs under ``laptop``.
+
+    ``scheduler``: address of a Dask cluster; else ``jobs`` chapters at once here (default: one a core, one for gpu).
+    ``resources``: what a chapter takes of a worker. ``kernel=False``: in plain Python, notebooks are not touched.
+    Ctrl-C ends it within seconds and keeps what has finished. Raises BookError if another run holds the book.
     """
-    todo = [c for c in chapters if everything or c.status(profile) != "fresh"]
-    threads = max(1, (os.cpu_count() or 1) // jobs) if profile != "smoke" else 1
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        pending = {pool.submit(run_one, chapter.path, profile, threads): chapter for chapter in todo}
-        for future in as_completed(pending):
+    started, progress, summary = time.monotonic(), progress or Progress(), Summary(profile)
+    todo: list[tuple[float, Chapter]] = []
+    with lock(book):
+        for chapter in chapters:
             try:
-                yield future.result()
-            except Exception as error:  # the process itself died: out of memory, killed
-                yield Result(pending[future].slug, 0.0, error=f"its process died: {error}")
+                if not everything and chapter.status(profile) == "fresh":
+                    summary.fresh.append(chapter.slug)
+                else:
+                    chapter.key(profile)  # of a corrupt notebook there is none
+                    todo.append((seconds_last_time(chapter, profile), chapter))
+            except BookError as error:
+                fail(book, summary, progress, Result(chapter.slug, profile, error=str(error)))
+        todo.sort(key=lambda item: item[0])  # from its end: the longest first, nothing long is left for the end
+        if todo:
+            cores = os.cpu_count() or 1
+            width = min(jobs or (1 if profile == "gpu" else cores), len(todo))
+            limits = {"seconds": KILL_AFTER[profile], "memory": KILL_BEYOND * MEMORY[profile] * 1e9}
+            threads = 1 if profile == "smoke" else 2 if scheduler else max(1, cores // width)
+            options = {"threads": threads, "kernel": kernel} | limits
+            with cluster(width, scheduler, resources) as client:
+                run_all(client, book, [chapter for _, chapter in todo], summary, progress, resources, options)
+    summary.wall = time.monotonic() - started
+    return summary
 
 
-def run_one(path: Path, profile: str, threads: int) -> Result:
-    """Execute one chapter in this process's kernel and write its record; laptop runs renew the stored outputs too."""
-    chapter, started = Chapter(path), time.time()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.pop("BENCHTOP_PROFILE", None)  # the parameter decides here, and the run checks that it did
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log.jsonl"
-        os.environ[LOG] = str(log)
-        try:
-            key = chapter.key(profile)  # before the run: a file edited meanwhile makes the result stale, as it should
-            executed = execute(chapter, profile, Path(folder))
-            entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-            entry = record_entry(entries, profile, key, started)
-        except BookError as error:
-            return Result(chapter.slug, time.time() - started, error=str(error))
-    if profile == "laptop":
-        write_atomically(path, nbformat.writes(executed) + "\n")
-    chapter.save_record(profile, entry)
-    return Result(chapter.slug, entry["seconds"], entry["outcome"])
+def run_all(client, book, waiting, summary, progress, resources, options) -> None:
+    """Keep every worker busy with one chapter until none is left."""
+    from distributed import wait
 
-
-def execute(chapter: Chapter, profile: str, folder: Path) -> nbformat.NotebookNode:
-    """The notebook with fresh outputs and no trace of papermill. Raises BookError that names the failing cell."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    if len(chapter.cells("parameters")) != 1:
-        raise BookError(f'{chapter.slug} needs exactly one cell tagged "parameters" that says profile = "laptop"')
-    target = folder / "executed.ipynb"
+    running: dict[Any, Chapter] = {}
+    progress.begin(len(waiting))
     try:
-        papermill.execute_notebook(
-            chapter.path, target, {"profile": profile}, kernel_name="python3", language="python", progress_bar=False, log_output=False,
-            cwd=chapter.path.parent, execution_timeout=KILL_AFTER[profile],
-        )  # fmt: skip
-    except PapermillExecutionError as error:
-        last = str(error.evalue).strip().splitlines()
-        raise BookError(f"{chapter.slug} cell {error.cell_index}: {error.ename}: {last[0] if last else ''}") from None
-    except Exception as error:  # a kernel that died or ran out of time; nbclient has several classes for them
-        raise BookError(f"{chapter.slug}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
-    return clean(nbformat.read(target, as_version=4), chapter.notebook)
+        while waiting or running:
+            places = slots(client, resources)
+            summary.jobs = max(summary.jobs, min(places, len(waiting) + len(running)))
+            while waiting and len(running) < places:
+                job = Job.of(chapter := waiting.pop(), summary.profile, **options)
+                name = f"{chapter.slug}-{uuid.uuid4().hex}"
+                running[client.submit(execute, job, key=name, resources=resources, pure=False)] = chapter
+            progress.tick([chapter.slug for chapter in running.values()])
+            if running:
+                with contextlib.suppress(TimeoutError):
+                    wait(list(running), timeout=1, return_when="FIRST_COMPLETED")
+            else:
+                time.sleep(1)  # workers may come yet
+            for future in [future for future in running if future.done()]:
+                chapter = running.pop(future)
+                keep(book, chapter, result_of(future, chapter, summary.profile), summary, progress)
+    except (KeyboardInterrupt, OSError) as error:  # OSError: the scheduler has gone
+        summary.left = sorted(chapter.slug for chapter in [*waiting, *running.values()])
+        progress.line("interrupted" if isinstance(error, KeyboardInterrupt) else f"no scheduler any more: {error}")
+        with contextlib.suppress(OSError):
+            client.cancel(list(running), force=True)
 
 
-def clean(executed: nbformat.NotebookNode, original: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The original with the new outputs: a second run changes outputs only."""
-    cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    fresh = nbformat.from_dict(original)
-    for old, new in zip(fresh.cells, cells):
-        if old.cell_type == "code":
-            old.outputs, old.execution_count = new.outputs, None
-            for output in old.outputs:
-                if "execution_count" in output:
-                    output["execution_count"] = None
+def result_of(future: Any, chapter: Chapter, profile: str) -> Result:
+    """The result of a finished task; a chapter that has lost too many workers is a failure like any other."""
+    try:
+        return future.result(timeout=60)
+    except Exception as error:
+        return Result(chapter.slug, profile, error=f"lost with its worker: {one_line(error)}")
+
+
+def slots(client: Any, resources: dict[str, float] | None) -> int:
+    """How many chapters can run at once: one a worker, or as many as the resources of all workers allow."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if not resources:
+        return len(workers)
+    return sum(int(min(w["resources"].get(name, 0) // need for name, need in resources.items())) for w in workers)
+
+
+def seconds_last_time(chapter: Chapter, profile: str) -> float:
+    return (chapter.record(profile) or {}).get("seconds", float("inf"))
+
+
+# ---- keeping results ----
+
+
+def keep(book: Book, chapter: Chapter, result: Result, summary: Summary, progress: "Progress") -> None:
+    """Write what a finished chapter brought, the record last: only it makes the chapter fresh."""
+    summary.chapter_seconds += result.seconds
+    try:
+        for name, content in result.files.items():
+            write_atomically(log_folder(book, result) / name, content)
+        if not result.error:
+            now = Chapter(chapter.path)  # its prose may have been edited meanwhile
+            if now.key(result.profile, parameters(result.profile)) != result.entry["key"]:
+                result.error = "the notebook was edited while it ran: run it again"
+            else:
+                if result.profile == "laptop" and "executed.ipynb" in result.files:
+                    executed = nbformat.reads(result.files["executed.ipynb"].decode(), as_version=4)
+                    write_atomically(chapter.path, nbformat.writes(with_outputs(now.notebook, executed)) + "\n")
+                now.save_record(result.profile, result.entry)
+    except (OSError, BookError) as error:
+        result.error = f"not kept, the old files stand: {error}"
+    if result.error:
+        fail(book, summary, progress, result)
+    else:
+        names = ("outcome", "seconds", "import_seconds", "peak_bytes", "device")
+        summary.ran.append(row := {"slug": result.slug} | {name: result.entry[name] for name in names})
+        memory = row["peak_bytes"] / 1e9
+        progress.ended(f"{row['slug']}: {row['outcome']}, {row['seconds']:.1f} s, {memory:.2f} GB")
+
+
+def with_outputs(notebook: nbformat.NotebookNode, executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The author's notebook with these outputs: a second run changes outputs only, and no trace of papermill."""
+    fresh = nbformat.from_dict(notebook)
+    made = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    pairs = zip(*([cell for cell in cells if cell.cell_type == "code"] for cells in (fresh.cells, made)), strict=True)
+    for number, (cell, done) in enumerate(pairs, 1):
+        cell.outputs, cell.execution_count = done.outputs, number  # nbval asks for a number where there are outputs
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output["execution_count"] = number
     return fresh
 
 
-def record_entry(entries: list[dict[str, Any]], profile: str, key: str, started: float) -> dict[str, Any]:
-    """The record of a run from its log. Raises BookError if the notebook did not take the parameter."""
-    profiles = [e for e in entries if e["kind"] == "profile"]
-    if [p["name"] for p in profiles[-1:]] != [profile]:
-        used = profiles[-1]["name"] if profiles else "none"
-        raise BookError(
-            f"profile {profile!r} was asked for and {used} was used: the set-up needs profile = bt.Profile(profile)"
-        )
-    import torch
+def log_folder(book: Book, result: Result) -> Path:
+    """Where log, executed notebook and figures of a chapter's last run are kept."""
+    return book.root / "_build" / "runs" / result.profile / result.slug
 
-    def of(kind: str) -> list[dict[str, Any]]:
-        return [{k: v for k, v in e.items() if k != "kind"} for e in entries if e["kind"] == kind]
 
-    outcomes = [c["outcome"] for c in of("claim")]
-    device = torch.cuda.get_device_name() if profile == "gpu" else platform.processor() or platform.machine()
-    return {
-        "key": key,
-        "outcome": min(outcomes, key=WORST_FIRST.index, default="not measured"),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - profiles[0]["started"], 1),
-        "import_seconds": round(profiles[0]["started"] - started, 1),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
-        "device": device,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "benchtop": benchtop.__version__,
-        "data": {d["name"]: d["checksum"] for d in of("data")},
-        "claims": of("claim"),
-        "tuning": of("tuning"),
-        "fits": of("fit"),
-    }
+def fail(book: Book, summary: Summary, progress: "Progress", result: Result) -> None:
+    log = log_folder(book, result) / "log.txt"
+    row = {"slug": result.slug, "error": result.error, "cell": result.cell, "traceback": result.traceback[-LAST_LINES:]}
+    summary.failed.append(row | {"log": str(log) if result.files and log.exists() else None})
+    where = f"cell {result.cell}: " if result.cell else ""
+    lines = [*row["traceback"], *([f"log: {log}"] if summary.failed[-1]["log"] else [])]
+    progress.ended(f"{result.slug}: FAILED, {where}{result.error}", lines, failed=True)
+
+
+@contextlib.contextmanager
+def lock(book: Book) -> Iterator[None]:
+    """Hold the book: one run at a time. The system lets go of the lock when its process ends, however it ends."""
+    path = book.root / "_build" / "run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise BookError(f"this book is being run by {holder}: wait for it or end it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%H:%M:%S')}")
+        file.flush()
+        yield
+
+
+# ---- the cluster ----
+
+
+@contextlib.contextmanager
+def cluster(width: int, scheduler: str | None, resources: dict[str, float] | None) -> Iterator[Any]:
+    """A Dask client of the cluster at ``scheduler``, or of ``width`` workers in this process.
+
+    Local workers are threads: what a chapter computes is in a process of its own anyway, and its imports are shared.
+    """
+    import dask
+    from distributed import Client, LocalCluster
+
+    dask.config.set({"distributed.comm.timeouts.connect": "10s", **QUIET})
+    if scheduler:
+        try:
+            client, local = Client(scheduler, timeout=10), None
+        except OSError as error:
+            raise BookError(f"no Dask scheduler at {scheduler}: start one with `dask scheduler` ({error})") from None
+    else:
+        local = LocalCluster(
+            n_workers=width, threads_per_worker=1, processes=False, memory_limit=0, resources=resources or {},
+            dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0", silence_logs=50,
+        )  # fmt: skip
+        client = Client(local)
+
+    def close() -> None:
+        for one in filter(None, (client, local)):
+            with contextlib.suppress(OSError, TimeoutError):
+                one.close(2)
+
+    try:
+        yield client
+    finally:
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(1.5)  # Ctrl-C is to end the run within 5 s
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A request to end (SIGTERM) counts as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ---- what one sees ----
+
+
+class Progress:
+    """A line for each chapter that ends; on a terminal, one line below them that tells how far the run is."""
+
+    def __init__(self, write: Callable[[str], Any] | None = None):
+        self.write = write or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.live = write is None and sys.stderr.isatty()
+        self.total = self.done = self.failures = 0
+        self.start = time.monotonic()
+
+    def begin(self, chapters: int) -> None:
+        self.total, self.start = chapters + self.done, time.monotonic()
+
+    def line(self, text: str) -> None:
+        self.write(("\r\033[K" if self.live else "") + text)
+
+    def ended(self, text: str, details: list[str] | None = None, failed: bool = False) -> None:
+        self.done, self.failures = self.done + 1, self.failures + failed
+        self.line(f"{text} [{self.done}/{max(self.total, self.done)}{self.rest()}]")
+        for detail in details or []:
+            self.line(f"    {detail}")
+
+    def rest(self) -> str:
+        """How long the chapters that are left will take at the pace so far."""
+        left = self.total - self.done
+        if not self.done or left <= 0:
+            return ""
+        seconds = left * (time.monotonic() - self.start) / self.done
+        return f", about {seconds / 60:.0f} min to go" if seconds >= 90 else f", about {seconds:.0f} s to go"
+
+    def tick(self, running: list[str]) -> None:
+        if self.live:
+            names = ", ".join(running[:5]) + (f" and {len(running) - 5} more" if len(running) > 5 else "")
+            text = (
+                f"{self.done}/{self.total} done, {self.failures} failed{self.rest()}; running {names or 'nothing yet'}"
+            )
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print(f"\r\033[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)

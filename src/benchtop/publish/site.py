@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import nbformat
 
 from benchtop import data
 from benchtop.publish.chapter import Book, BookError, Chapter, write_atomically
 from benchtop.publish.check import peers, silent
 
-PIECES = ("atlas", "forest", "gallery", "paths", "courses", "examples", "datasets", "peers")
+PIECES = ("atlas", "forest", "gallery", "paths", "courses", "examples", "datasets", "peers", "speed")
 COSTS = {"under 15 s": 15, "under 45 s": 45, "under 90 s": 90, "longer": math.inf}  # seconds on a laptop
 VERDICTS = ("holds", "open", "fails", "stale", "not measured", "no chapter yet")
 SHOWN = "laptop"  # the profile whose outputs the notebooks hold and whose verdict counts
@@ -132,7 +133,7 @@ class Site:
     @functools.cached_property
     def digest(self) -> str:
         """Changes when pages that list chapters have to be made anew."""
-        return digest([list(self.chapters.values()), self.papers, self.parts, peers(self.book)])
+        return digest([list(self.chapters.values()), self.papers, self.parts, peers(self.book), measured(self.book)])
 
     def digest_of(self, chapter: Facts) -> str:
         """Changes when the page of one chapter has to be made anew although its notebook is the same."""
@@ -384,6 +385,12 @@ def exemplary(site: Site, n: int = 3) -> list[Facts]:
     return sorted(firsts.values(), key=ordered.index)[:n]
 
 
+def measured(book: Book) -> dict[str, Any]:
+    """Device -> what ``benchmarks/fit.py`` wrote about it."""
+    file = book.root / "benchmarks" / "fit.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 # ---- Sphinx ----
 
 
@@ -403,7 +410,13 @@ def _templates():
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["place"] = lambda x: round(50 + 50 * x / (1 + abs(x)), 1)  # the whole axis in 100 %
-    environment.globals |= {"graph": graph, "course": course, "exemplary": exemplary, "peers_of": peers}
+    environment.globals |= {
+        "graph": graph,
+        "course": course,
+        "exemplary": exemplary,
+        "peers_of": peers,
+        "measured": measured,
+    }
     environment.globals |= {"VERDICTS": VERDICTS, "COSTS": COSTS, "data": data.table}
     return environment.get_template("site.html").module
 
@@ -512,14 +525,11 @@ def ancestors(node) -> Iterable[Any]:
 
 def script(chapter: Chapter) -> str:
     """The notebook as a script in the percent format, which editors and jupytext know."""
-    parts = []
-    for cell in chapter.notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if cell.cell_type == "code":
-            parts.append(f"# %% tags={json.dumps(tags)}\n{cell.source}" if tags else f"# %%\n{cell.source}")
-        else:
-            parts.append("\n".join(["# %% [markdown]", *(f"# {line}".rstrip() for line in cell.source.splitlines())]))
-    return "\n\n".join(parts) + "\n"
+    import jupytext
+
+    notebook = nbformat.from_dict(chapter.notebook)
+    notebook.metadata = {"jupytext": {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}}
+    return jupytext.writes(notebook, "py:percent")
 
 
 def thumbnail(image: str) -> bytes:
