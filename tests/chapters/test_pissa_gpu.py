@@ -23,7 +23,7 @@ def test_texts_and_gpt(monkeypatch):
     assert code.decode(new[0].x[:200]) == plays.decode(plays.train.x[:200])
     assert torch.equal(new[2].x[1:50], new[2].y[:49]) and int(max(new[0].x.max(), old[0].x.max())) < 96
     space["small"] = lambda: space["GPT"](d=64, depth=1, heads=2, length=16)
-    sizes, *rest = cells(notebook, "experiment")[3:8]
+    sizes, *rest = cells(notebook, "experiment")[3:10]
     for source in [sizes.replace("perceptron, digits, None, 32", "small, texts, 16, 8"), *rest]:
         exec(source, space)
     starts = {run.arm: round(run.history.query("step == 0")["value"].mean(), 4) for run in space["tuned"]}
