@@ -390,6 +390,11 @@ def test_each_failed_trial_is_found(made, rule, broken, words):
     assert one_line_each(found)
 
 
+def test_a_comparison_counts_in_a_project_that_is_quiet(made):
+    (made.root / "pytest.ini").write_text("[pytest]\naddopts = -q\n")
+    assert made.findings(checker.peer) == []
+
+
 # ---- the finer points ----
 
 

@@ -60,7 +60,7 @@ def test_a_missed_bar_and_another_loss_are_named(bench):
     assert bench.misses({"mlp": slow}, "cpu") == [
         "mlp: 4.00x the loop, the bar is 5x",
         "mlp: takes 2.00 times as long as JAX, the bar is 1.5",
-        "mlp: fit ends at another loss (5.0e-02 apart)",
+        "mlp: fit ends at another loss (3.3e-02 apart)",
     ]
 
 

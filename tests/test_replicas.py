@@ -282,6 +282,23 @@ def test_the_work_of_a_step_is_counted_without_touching_the_model():
     assert all(torch.equal(before[name], t) for name, t in state(model).items())
 
 
+def test_a_module_may_be_fed_with_a_parameter():
+    class Asking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.project, self.classify = (
+                nn.Parameter(torch.ones(1, 64)),
+                nn.Linear(64, 64),
+                nn.Linear(64, 4),
+            )
+
+        def forward(self, x):
+            return self.classify(x.flatten(-3) * self.project(self.query))
+
+    run = bt.fit(Asking, loss, images, steps=1, seeds=SEEDS, lr=1e-3)
+    assert run.path == "stacked" and "million operations" in run.why
+
+
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
@@ -425,6 +442,7 @@ def tapes(monkeypatch):
                  Stream=lambda: stream, current_stream=lambda: stream, stream=contextlib.nullcontext)  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(replicas, "mover", replicas.Mover)  # a GPU moves by the formulas
     monkeypatch.setattr(replicas, "_on_cuda", lambda job: True)
     return made
 

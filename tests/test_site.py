@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 import zipfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from unittest import mock
@@ -223,6 +224,16 @@ def test_verdict_by_shape_and_word_and_banner(small, slug, badge, banner):
     assert badge in piece(html, 'class="bt-headline"', "</p>")
     assert re.search(r'class="bt-headline">\s*<span class="bt-badge"><svg', html)
     assert (banner in piece(html, 'class="bt-banner"', "</div>")) if banner else "bt-banner" not in html
+
+
+def test_several_claims_are_counted_beside_the_verdict(small):
+    site = pages.survey(small[0])
+    (claim,) = site.chapters["third"].claims
+    others = [replace(claim, outcome=outcome) for outcome in ("holds", "open", "holds")]
+    several = replace(site.chapters["third"], claims=(claim, *others, replace(claim, effect=None)))
+    assert several.tally == "of 4 claims 2 hold, 1 open, 1 fail" and site.chapters["third"].tally == ""
+    html = pages.render("card", site, "book/attention/third", several)
+    assert "Not all claims pass this test: of 4 claims 2 hold, 1 open, 1 fail." in plain(html)
 
 
 def test_buttons_lead_to_the_notebook(small):

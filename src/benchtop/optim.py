@@ -89,6 +89,49 @@ SCHEDULES = {"constant": constant, "cosine": cosine, "warmup": warmup, "warmup-c
 BLOCK = 2**16  # numbers moved at a time on a CPU: an update's dozen passes then run in cache
 
 
+def mover(optimiser: Optimiser, flat: Tensor, shapes: list[torch.Size], hyper: Hyper) -> "Mover | FusedAdamW":
+    """What moves the rows of ``flat`` (replicas, numbers): called with (flat, grad, step, factor), in place."""
+    if optimiser is adamw and flat.device.type == "cpu":
+        return FusedAdamW(flat, hyper)
+    return Mover(optimiser, flat, shapes, hyper)
+
+
+def clipped(grad: Tensor, hyper: Hyper) -> Tensor:
+    """``clip`` bounds the norm of each replica's whole gradient, a row of grad. Source: Pascanu et al. (2013)."""
+    if "clip" not in hyper:
+        return grad
+    return grad * (hyper["clip"] / (grad.norm(dim=1) + 1e-6)).clamp(max=1.0)[:, None]
+
+
+class FusedAdamW:
+    """`adamw` on a CPU: one pass over memory by torch's own kernel, where the formulas as they stand take a dozen.
+
+    Rows whose hyper-parameters agree are one group of ``torch.optim.AdamW`` and move in one call.
+    """
+
+    def __init__(self, flat: Tensor, hyper: Hyper):
+        """``hyper``: name -> tensor (replicas,)."""
+        self.hyper, self.rows = hyper, [torch.nn.Parameter(row) for row in flat]  # they share the numbers of flat
+        groups: dict[tuple, list] = {}
+        for row, *own in zip(self.rows, *(value.tolist() for value in hyper.values())):
+            groups.setdefault(tuple(own), []).append(row)
+        self.lrs, options = [], []
+        for own, rows in groups.items():
+            own = dict(zip(hyper, own))
+            self.lrs.append(own["lr"])
+            options.append({"params": rows, "betas": (own.get("beta1", 0.9), own.get("beta2", 0.999)),
+                            "eps": own.get("eps", 1e-8), "weight_decay": own.get("weight_decay", 0.0)})  # fmt: skip
+        self.optimiser = torch.optim.AdamW(options, fused=True)
+
+    def __call__(self, flat: Tensor, grad: Tensor, step: Tensor, factor: Tensor) -> None:
+        """One step; ``flat`` moves because the rows are its rows."""
+        for row, own in zip(self.rows, clipped(grad, self.hyper)):
+            row.grad = own
+        for group, lr in zip(self.optimiser.param_groups, self.lrs):
+            group["lr"] = lr * float(factor)
+        self.optimiser.step()
+
+
 class Mover:
     """Moves the parameters of all replicas in place: a matrix with one row per replica, one column per number."""
 
@@ -102,11 +145,8 @@ class Mover:
             self.state = [self._each(optimiser.init)(part) for part in self._parts(flat)]
 
     def __call__(self, flat: Tensor, grad: Tensor, step: Tensor, factor: Tensor) -> None:
-        """One step. ``clip`` bounds the norm of each replica's whole gradient. Source: Pascanu et al. (2013)."""
-        hyper = self.hyper | {"lr": self.hyper["lr"] * factor}
-        if "clip" in hyper:
-            norm = grad.norm(dim=1) + 1e-6
-            grad = grad * (hyper["clip"] / norm).clamp(max=1.0)[:, None]
+        """One step."""
+        hyper, grad = self.hyper | {"lr": self.hyper["lr"] * factor}, clipped(grad, self.hyper)
         if self.optimiser.elementwise:
             for i, block in enumerate(self.blocks):
                 own = {name: value[block[0], None] for name, value in hyper.items()}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchtop import report
 from benchtop.batching import ReplicaRules, branch
-from benchtop.optim import Mover, Optimiser
+from benchtop.optim import FusedAdamW, Mover, Optimiser, mover
 
 # Floating-point operations of one replica's step (forward and backward) above which stacking does not pay on a CPU, nor
 # a single thread: the time then goes into arithmetic and no longer into starting operations. Measured on 2 cores, 16
@@ -67,9 +67,9 @@ class Job:
     def column(self, name: str, replicas: list[dict[str, float]]) -> Tensor:
         return torch.tensor([float(r[name]) for r in replicas], device=self.device)
 
-    def mover(self, flat: Tensor, shapes: list[torch.Size], replicas: list[dict[str, float]]) -> Mover:
+    def mover(self, flat: Tensor, shapes: list[torch.Size], replicas: list[dict[str, float]]) -> Mover | FusedAdamW:
         hyper = {name: self.column(name, replicas) for name in replicas[0] if name != "seed"}
-        return Mover(self.optimiser, flat, shapes, hyper)
+        return mover(self.optimiser, flat, shapes, hyper)
 
     def keys(self, replicas: list[dict[str, float]]) -> Tensor:
         return branch(
@@ -118,6 +118,7 @@ def work(job: Job, model: nn.Module) -> float:
     """Floating-point operations of one replica's step, counted on a copy; the model and its statistics stay untouched."""
     replica = job.replicas[0]
     state = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in model.named_parameters()}
+    state = {name: t.view_as(t) for name, t in state.items()}  # the counter breaks on a module fed with a leaf
     state |= {name: t.clone() for name, t in model.named_buffers()}
     state = {f"model.{name}": t for name, t in state.items()}
     batch = job.sample(job.generator(replica["seed"]))

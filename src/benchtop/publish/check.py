@@ -588,7 +588,7 @@ def peer(page: Page) -> Iterator[Wrong]:
     if not (page.book.root / page.peer_test).exists():
         yield "[peer]", "compared with nobody", f"write {page.peer_test}, see tests/peers/conftest.py"
         return
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-rfEs", "-p", "no:cacheprovider", page.peer_test]
+    command = [sys.executable, "-m", "pytest", "-x", "-rfEs", "-p", "no:cacheprovider", page.peer_test]
     done = subprocess.run(command, cwd=page.book.root, capture_output=True, text=True)
     if done.returncode in (0, 5) and not re.search(r"\d passed", done.stdout):  # all skipped
         reasons = re.findall(r"^SKIPPED.*", done.stdout, re.M) or ["it holds no test"]

@@ -113,6 +113,14 @@ class Facts:
         return in_words(self.seconds)
 
     @property
+    def tally(self) -> str:
+        """Where the verdict sums up several claims (the worst counts): how many hold, are open and fail."""
+        outcomes = [claim.outcome for claim in self.claims if claim.effect is not None]
+        words = {"holds": "hold", "open": "open", "fails": "fail"}
+        found = [f"{outcomes.count(outcome)} {word}" for outcome, word in words.items() if outcome in outcomes]
+        return f"of {len(outcomes)} claims {', '.join(found)}" if len(outcomes) > 1 else ""
+
+    @property
     def cost(self) -> str:
         return next(name for name, most in COSTS.items() if self.seconds < most)
 
