@@ -40,7 +40,7 @@ WORST_FIRST = ("fails", "open", "holds", "not measured")
 PRELOAD = (  # what nearly every chapter imports, and what a kernel needs
     *("__main__", "benchtop.publish.worker", "torch", "pandas", "scipy.stats", "matplotlib.pyplot", "threadpoolctl"),
     *(f"benchtop.{name}" for name in ("profile", "train", "claims", "plots", "widgets", "techniques", "data")),
-    *("ipykernel.kernelapp", "ipykernel.ipkernel"),
+    *("torch._dynamo", "sklearn.datasets", "ipykernel.kernelapp", "ipykernel.ipkernel"),
 )
 TICK = 0.5  # seconds between two looks at a chapter's memory and time
 # Linux forks; elsewhere the system's frameworks do not survive a fork, and each chapter imports anew.
