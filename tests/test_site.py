@@ -233,9 +233,9 @@ def test_several_claims_are_counted_beside_the_verdict(small):
     (claim,) = site.chapters["third"].claims
     others = [replace(claim, outcome=outcome) for outcome in ("holds", "open", "holds")]
     several = replace(site.chapters["third"], claims=(claim, *others, replace(claim, effect=None)))
-    assert several.tally == "of 4 claims 2 hold, 1 open, 1 fail" and site.chapters["third"].tally == ""
+    assert several.tally == "2 of 4 claims hold, 1 open, 1 fail" and site.chapters["third"].tally == ""
     html = pages.render("card", site, "book/attention/third", several)
-    assert "Not all claims pass this test: of 4 claims 2 hold, 1 open, 1 fail." in plain(html)
+    assert "Not all claims pass this test: 2 of 4 claims hold, 1 open, 1 fail." in plain(html)
 
 
 def test_buttons_lead_to_the_notebook(small):

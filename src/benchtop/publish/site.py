@@ -116,9 +116,11 @@ class Facts:
     def tally(self) -> str:
         """Where the verdict sums up several claims (the worst counts): how many hold, are open and fail."""
         outcomes = [claim.outcome for claim in self.claims if claim.effect is not None]
-        words = {"holds": "hold", "open": "open", "fails": "fail"}
-        found = [f"{outcomes.count(outcome)} {word}" for outcome, word in words.items() if outcome in outcomes]
-        return f"of {len(outcomes)} claims {', '.join(found)}" if len(outcomes) > 1 else ""
+        others = [
+            f"{n} {word}" for word, n in (("open", outcomes.count("open")), ("fail", outcomes.count("fails"))) if n
+        ]
+        count = [f"{outcomes.count('holds')} of {len(outcomes)} claims hold", *others]
+        return ", ".join(count) if len(outcomes) > 1 else ""
 
     @property
     def cost(self) -> str:
@@ -235,7 +237,7 @@ def claim_of(entry: dict[str, Any]) -> Claim:
         "difference": (f"{entry['metric']}: {entry['better']} {side} than {entry['than']} by", "margin"),
         "agreement": ("largest relative deviation", "tolerance"),
         "trend": ("change per unit, in the claimed direction,", "margin"),
-        "bound": ("largest value", "bound"),
+        "bound": ("value, mean over seeds,", "bound"),
     }[form]
     low, high = entry["low"] - threshold, entry["high"] - threshold
     if form in ("agreement", "bound"):  # there the claim's side is below the threshold
