@@ -125,9 +125,12 @@ class Chapter:
         Comments, docstrings and layout do not count, in the chapter and in the helpers alike.
         """
         with PARSING:
-            return self._key(profile, parameters)
+            parts = [*self._used, profile, json.dumps(parameters or {}, sort_keys=True)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
-    def _key(self, profile: str, parameters: dict[str, Any] | None) -> str:
+    @functools.cached_property
+    def _used(self) -> list[str]:
+        """What `key` is made of, whatever the profile."""
         sources = []
         for cell in self.cells():
             try:
@@ -136,10 +139,11 @@ class Chapter:
                 number = self.notebook.cells.index(cell) + 1
                 raise BookError(f"{self.path.name} cell {number} is not Python: {error.args[0]}; correct it") from None
         modules = used_modules("\n".join(sources))
-        parts = [*sources, *(module_digest(m) for m in modules), profile, json.dumps(parameters or {}, sort_keys=True)]
+        parts = [*sources, *(module_digest(module) for module in modules)]
         parts += [f"{name}:{checksum}" for name, checksum in self.data().items()]
-        parts += [bare_code(cell.source) for other in self.borrows() for cell in other.cells("setup", "technique")]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return parts + [
+            bare_code(cell.source) for other in self.borrows() for cell in other.cells("setup", "technique")
+        ]
 
     def borrows(self) -> list["Chapter"]:
         """The chapters whose technique this one uses, directly or through one another: ``technique("slug")``."""
@@ -197,6 +201,7 @@ def parse(source: str) -> ast.Module:
     return ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M))
 
 
+@functools.lru_cache(4096)  # each profile's key asks for the same cells
 def bare_code(source: str) -> str:
     """Source without comments, docstrings, blank lines and trailing space: what can change a result."""
     lines = re.sub(r"^\s*[%!].*$", "", source, flags=re.M).splitlines()
@@ -238,8 +243,13 @@ def used_modules(source: str) -> list[str]:
         module = todo.pop()
         if module not in seen:
             seen.add(module)
-            todo |= imported(ast.parse(module_path(module).read_text(encoding="utf-8")))
+            todo |= imported_by(module)
     return sorted(seen)
+
+
+@functools.cache  # the package does not change while it runs
+def imported_by(module: str) -> set[str]:
+    return imported(ast.parse(module_path(module).read_text(encoding="utf-8")))
 
 
 def imported(tree: ast.Module) -> set[str]:

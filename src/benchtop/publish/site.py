@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import posixpath
 import re
 import textwrap
@@ -36,6 +37,8 @@ VERDICTS = ("holds", "open", "fails", "stale", "not measured", "no chapter yet")
 SHOWN = "laptop"  # the profile whose outputs the notebooks hold and whose verdict counts
 WEEK = 150  # minutes of reading, running and exercises in one week of a course
 THUMBNAIL = 320, 20_000  # pixels, bytes
+# Extensions that do not say so, but do nothing while pages are read: pages may be read by several processes.
+IDLE_WHILE_READING = {"sphinx_multitoc_numbering", "sphinx-mathjax-offline"}
 
 
 # ---- what is known of the book ----
@@ -434,6 +437,7 @@ def _templates():
 def setup(app) -> dict[str, Any]:
     """Register with Sphinx; ``_config.yml`` names this module as an extension."""
     from docutils import nodes
+    from pybtex.plugin import find_plugin, register_plugin
     from sphinx.util.docutils import SphinxDirective
 
     class Piece(SphinxDirective):
@@ -448,6 +452,10 @@ def setup(app) -> dict[str, Any]:
 
     for name in PIECES:
         app.add_directive(name, Piece)
+    for name in ("docutils", "plaintext"):  # else each citation looks through the files of all installed packages
+        register_plugin("pybtex.backends", name, find_plugin("pybtex.backends", name), force=True)
+    for name in IDLE_WHILE_READING & set(app.extensions):
+        app.extensions[name].parallel_read_safe = True
     app.connect("builder-inited", take_stock)
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", furnish)
@@ -583,7 +591,17 @@ def build(book: Book, out: Path | None = None) -> Path:
             "ignore", FutureWarning
         )  # sphinx_external_toc looks at every object there is, torch's too
         try:
-            app = Sphinx(book.root, None, out, doctrees, "html", config, status=None, warning=problems)
+            app = Sphinx(
+                book.root,
+                None,
+                out,
+                doctrees,
+                "html",
+                config,
+                status=None,
+                warning=problems,
+                parallel=os.cpu_count() or 1,
+            )
             app.build()
         except ConfigError as error:
             raise BookError(str(error)) from None
