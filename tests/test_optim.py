@@ -178,17 +178,6 @@ def test_a_preconditioner_with_a_state_of_another_shape():
         assert_same(model, other, 1e-4)
 
 
-def test_one_long_vector_is_moved_in_blocks(monkeypatch):
-    setting = dict(
-        optimiser="sgd", momentum=0.9, steps=5, seeds=SEEDS, lr=[0.01, 0.02], weight_decay=0.1, vectorize=True
-    )
-    whole = bt.fit(make, loss, sample, **setting)
-    for block in (7, 200):  # within a row, and some rows at a time
-        monkeypatch.setattr(optim, "BLOCK", block)
-        for model, other in zip(whole.models, bt.fit(make, loss, sample, **setting).models):
-            assert_same(model, other, 1e-7)
-
-
 def test_the_fused_kernel_of_a_cpu_does_what_the_formulas_say():
     """A GPU moves by the formulas of `adamw`; a copy of the pair is moved by them here too."""
     setting = dict(steps=30, seeds=SEEDS, lr=[0.01, 0.02], weight_decay=[0.0, 0.1], beta1=0.8, eps=1e-6, clip=0.5,

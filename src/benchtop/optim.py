@@ -86,9 +86,6 @@ SCHEDULES = {"constant": constant, "cosine": cosine, "warmup": warmup, "warmup-c
 # ---- moving all replicas ----
 
 
-BLOCK = 2**16  # numbers moved at a time on a CPU: an update's dozen passes then run in cache
-
-
 def mover(optimiser: Optimiser, parts: list[Tensor], hyper: Hyper) -> "Mover | FusedAdamW":
     """What moves all replicas: its ``parts`` start as a copy of those given, and it is called with (grads, step, factor).
 
@@ -160,34 +157,24 @@ class FusedAdamW:
 
 
 class Mover:
-    """Any optimiser: an elementwise one moves a matrix with one row per replica, another one moves part by part."""
+    """Any optimiser, as its formulas stand; an elementwise one moves all numbers of a replica as one vector."""
 
     def __init__(self, optimiser: Optimiser, parts: list[Tensor], hyper: Hyper):
-        self.optimiser, self.hyper = optimiser, hyper
+        self.optimiser, self.hyper, self.parts = optimiser, hyper, [part.clone() for part in parts]
+        self.moved = self.parts  # what is moved: the parts, or one matrix of which they are views
         if optimiser.elementwise:
-            self.flat = torch.cat([part.flatten(1) for part in parts], 1)
-            pieces = self.flat.split([part[0].numel() for part in parts], 1)
+            self.moved = [_joined(parts)]
+            pieces = self.moved[0].split([part[0].numel() for part in parts], 1)
             self.parts = [piece.view(part.shape) for piece, part in zip(pieces, parts)]
-            self.blocks = _blocks(self.flat)
-            self.state = [optimiser.init(self.flat[block]) for block in self.blocks]
-        else:
-            self.parts = [part.clone() for part in parts]
-            self.state = [self._each(optimiser.init)(part) for part in self.parts]
+        self.state = [self._each(optimiser.init)(part) for part in self.moved]
 
     def __call__(self, grads: list[Tensor], step: Tensor, factor: Tensor) -> None:
         """One step."""
         hyper, grads = self.hyper | {"lr": self.hyper["lr"] * factor}, clipped(grads, self.hyper)
-        if self.optimiser.elementwise:
-            grad = torch.cat([grad.flatten(1) for grad in grads], 1)
-            for i, block in enumerate(self.blocks):
-                own = {name: value[block[0], None] for name, value in hyper.items()}
-                moved, self.state[i] = self.optimiser.update(self.flat[block], grad[block], self.state[i], own, step)
-                self.flat[block] = moved
-            return
         update = self._each(self.optimiser.update, step)
-        for i, (part, grad) in enumerate(zip(self.parts, grads)):
-            moved, self.state[i] = update(part, grad, self.state[i], hyper)
-            part.copy_(moved)
+        for i, grad in enumerate([_joined(grads)] if self.optimiser.elementwise else grads):
+            moved, self.state[i] = update(self.moved[i], grad, self.state[i], hyper)
+            self.moved[i].copy_(moved)
 
     def _each(self, function: Callable, *shared: Any) -> Callable:
         """``function`` for every replica; a single one is called plainly, so that it may branch on numbers."""
@@ -200,10 +187,6 @@ class Mover:
         return alone
 
 
-def _blocks(flat: Tensor) -> list[tuple[slice, slice]]:
-    """Slices of rows and columns of about `BLOCK` numbers each; one block on a GPU."""
-    rows, columns = flat.shape
-    if flat.device.type != "cpu":
-        return [(slice(None), slice(None))]
-    high, wide = max(1, BLOCK // columns), min(columns, BLOCK)
-    return [(slice(i, i + high), slice(j, j + wide)) for i in range(0, rows, high) for j in range(0, columns, wide)]
+def _joined(parts: list[Tensor]) -> Tensor:
+    """(replicas, numbers)"""
+    return torch.cat([part.flatten(1) for part in parts], 1)

@@ -24,6 +24,7 @@ from benchtop.optim import FusedAdamW, Mover, Optimiser, laid_out_like, mover
 # a single thread: the time then goes into arithmetic and no longer into starting operations. Measured on 2 cores, 16
 # replicas: perceptrons of width 512 (110 million) broke even, 1024 (420 million) were 1.4 times faster one by one.
 LARGE = 80_000_000
+UNFIT = (RuntimeError, ValueError, TypeError, NotImplementedError)  # what vmap raises where it does not fit
 GRAPH_AFTER = 3  # eager steps on CUDA before the step is captured: libraries set themselves up in them
 
 
@@ -143,12 +144,7 @@ def choose(job: Job, models: list[nn.Module], vectorize: bool | None, load: floa
         try:
             stack = _Stack(job, models[:2], job.replicas[:2])
             stack.step(stack.batch([job.generator(r["seed"]) for r in job.replicas[:2]], 1), *job.clock()[1])
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            NotImplementedError,
-        ) as error:  # one's own mistake shows in the loop
+        except UNFIT as error:  # one's own mistake shows in the loop
             return False, f"vmap cannot take this model or loss ({str(error).splitlines()[0][:160]})"
     for warning in caught:
         if "batching rule for" in str(warning.message):
@@ -228,7 +224,7 @@ class _Stack:
             try:
                 values = self._mapped(self._metrics)(self.parts, self.buffers, self.fixed, keys, keys, self.shown)
                 return {name: value.tolist() for name, value in values.items()}
-            except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            except UNFIT:
                 pass  # numbers made outside torch, say: then one model at a time, where a real mistake shows
         self.write_back()
         each = [_measure(self.job, *one) for one in zip(self.models, keys, self.job.replicas)]
