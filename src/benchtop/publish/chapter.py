@@ -10,6 +10,7 @@ import re
 import tempfile
 import threading
 import tokenize
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,9 @@ class Chapter:
         return "fresh" if entry["key"] == self.key(profile, entry.get("parameters")) else "stale"
 
 
+NAMING = ast.Import | ast.ImportFrom | ast.Attribute  # nodes that can name a module of the package
+
+
 def parse(source: str) -> ast.Module:
     """The syntax tree of a cell; lines that are IPython magics count as blank."""
     return ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M))
@@ -224,21 +228,16 @@ def bare_code(source: str) -> str:
 
 def used_modules(source: str) -> list[str]:
     """The modules of ``benchtop`` that this code uses, directly or through one another, sorted."""
-    tree = ast.parse(source)
-    aliases = {
-        name.asname or "benchtop"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for name in node.names
-        if name.name == "benchtop"
-    }
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, NAMING)]
+    names = [name for node in found if isinstance(node, ast.Import) for name in node.names]
+    aliases = {name.asname or "benchtop" for name in names if name.name == "benchtop"}
     direct = {
         f"benchtop.{benchtop.EXPORTS[node.attr]}"
-        for node in ast.walk(tree)
+        for node in found
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases
         if node.attr in benchtop.EXPORTS
     }
-    todo, seen = direct | imported(tree), set()
+    todo, seen = direct | imported(found), set()
     while todo:
         module = todo.pop()
         if module not in seen:
@@ -249,13 +248,13 @@ def used_modules(source: str) -> list[str]:
 
 @functools.cache  # the package does not change while it runs
 def imported_by(module: str) -> set[str]:
-    return imported(ast.parse(module_path(module).read_text(encoding="utf-8")))
+    return imported(ast.walk(ast.parse(module_path(module).read_text(encoding="utf-8"))))
 
 
-def imported(tree: ast.Module) -> set[str]:
-    """Modules of ``benchtop`` named in the import statements of a tree, at any depth."""
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """Modules of ``benchtop`` named in the import statements among the nodes of a tree."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "benchtop":

@@ -459,25 +459,28 @@ def setup(app) -> dict[str, Any]:
     app.connect("builder-inited", take_stock)
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", furnish)
+    app.connect("html-page-context", accompany)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def take_stock(app) -> None:
-    """Survey the book and make the small files that its pages point to: thumbnails and scripts."""
+    """Survey the book."""
     from sphinx.errors import ConfigError
 
     try:
         app.benchtop = survey(Book(Path(app.srcdir)))
     except BookError as error:
         raise ConfigError(str(error)) from None
-    for slug, chapter in app.benchtop.book.chapters().items():
-        facts, edited = app.benchtop.chapters[slug], chapter.path.stat().st_mtime
-        files = {Path(app.outdir, "_sources", facts.doc + ".py"): lambda c: script(c).encode()}
+
+
+def accompany(app, doc: str, *_) -> None:
+    """Beside the page of a chapter, as it is written, its script and its thumbnail."""
+    facts = next((facts for facts in app.benchtop.chapters.values() if facts.doc == doc), None)
+    if facts:
+        chapter = app.benchtop.book.chapters()[facts.slug]
+        write_atomically(Path(app.outdir, "_sources", facts.doc + ".py"), script(chapter))
         if facts.picture:
-            files[Path(app.outdir, facts.thumbnail)] = lambda c: thumbnail(picture(c)[0])
-        for path, make in files.items():
-            if not path.exists() or path.stat().st_mtime < edited:
-                write_atomically(path, make(chapter))
+            write_atomically(Path(app.outdir, facts.thumbnail), thumbnail(picture(chapter)[0]))
 
 
 def outdated(app, env, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
