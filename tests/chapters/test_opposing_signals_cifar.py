@@ -1,0 +1,46 @@
+"""The public data and the convolutional network of the gpu profile, at a small size on a CPU."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+
+import benchtop as bt
+from benchtop.techniques import cells, find_notebook
+
+
+class Small:
+    """Names, rates and network of the gpu profile, sizes of smoke."""
+
+    device = torch.device("cpu")
+
+    def pick(self, *, smoke, laptop, gpu):
+        return smoke if isinstance(smoke, int) else gpu
+
+
+@pytest.mark.skipif("BENCHTOP_DATA_MIRROR" not in os.environ, reason="needs CIFAR-10: set BENCHTOP_DATA_MIRROR")
+def test_search_and_removal_on_cifar(monkeypatch):
+    monkeypatch.setenv("BENCHTOP_PROFILE", "smoke")
+    notebook = json.loads(find_notebook("opposing-signals").read_text(encoding="utf-8"))
+    space = {"profile": "smoke", "__name__": "chapter"}
+    for source in cells(notebook, "setup", "technique")[1:]:
+        exec(source, space)
+    space["profile"] = Small()
+    wanted = ("data = bt.load", "class Pictures", "def reached")
+    for source in cells(notebook, "experiment"):
+        if any(words in source for words in wanted):
+            exec(source, space)
+    model = space["Pictures"](0, planted=True)
+    assert model.x.shape == (60, 3, 32, 32) and (model.side != 0).sum() == 2 * space["k"]
+    assert isinstance(model.body[0], torch.nn.Conv2d)
+    assert math.isfinite(space["sharpness"](model, 2))
+    setting = space["natural"] | {"steps": 3}
+    result, removals = space["search"](0, setting, 2)
+    assert {len(removed) for removed in removals.values()} == {4}
+    assert -1 <= result["correlation"] <= 1
+    again, losses, _ = space["descend"](0, **setting, removed=removals["found"])
+    assert again.keep.sum() == 56 and torch.equal(losses[0], result["losses"][0])  # the same start, the same pictures
+    assert not torch.equal(losses[1], result["losses"][1])
+    assert bt.load("cifar10").name == "cifar10"
