@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 
-import benchtop as bt
 from benchtop.techniques import cells, find_notebook
 
 
@@ -17,7 +16,8 @@ class Small:
     device = torch.device("cpu")
 
     def pick(self, *, smoke, laptop, gpu):
-        return smoke if isinstance(smoke, int) else gpu
+        chosen = smoke if isinstance(smoke, int) else gpu
+        return "cifar10-copies/lossless" if chosen == "cifar10" else chosen  # what a mirror holds
 
 
 @pytest.mark.skipif("BENCHTOP_DATA_MIRROR" not in os.environ, reason="needs CIFAR-10: set BENCHTOP_DATA_MIRROR")
@@ -43,4 +43,3 @@ def test_search_and_removal_on_cifar(monkeypatch):
     again, losses, _ = space["descend"](0, **setting, removed=removals["found"])
     assert again.keep.sum() == 56 and torch.equal(losses[0], result["losses"][0])  # the same start, the same pictures
     assert not torch.equal(losses[1], result["losses"][1])
-    assert bt.load("cifar10").name == "cifar10"
