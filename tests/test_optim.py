@@ -67,6 +67,29 @@ def test_optimisers_equal_those_of_torch(setting, reference, vectorize):
         assert_same(model, plain(seed, reference, 50))
 
 
+class Scaled(nn.Module):
+    """A layer and a parameter that is a single number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(8, 2), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.scale * self.layer(x)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("clip", [{}, {"clip": 0.1}])
+def test_a_parameter_may_be_a_single_number(optimiser, clip):
+    runs = [
+        bt.fit(Scaled, loss, sample, steps=20, seeds=SEEDS, lr=0.1, optimiser=optimiser, vectorize=vectorize, **clip)
+        for vectorize in (True, False)
+    ]
+    for stacked, alone in zip(*(run.models for run in runs)):
+        assert stacked.scale.shape == () and stacked.scale != 2
+        assert_same(stacked, alone)
+
+
 def test_every_replica_has_its_own_learning_rate_decay_momentum_and_clip():
     grid = dict(lr=[0.1, 0.3], weight_decay=[0.0, 0.2], momentum=[0.0, 0.9], clip=[0.05, 10.0])
     run = bt.fit(make, loss, sample, steps=20, seeds=[7], optimiser="sgd", vectorize=True, **grid)

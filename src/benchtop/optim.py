@@ -100,7 +100,7 @@ def clipped(grads: list[Tensor], hyper: Hyper) -> list[Tensor]:
     """``clip`` bounds the norm of each replica's whole gradient. Source: Pascanu et al. (2013)."""
     if "clip" not in hyper:
         return grads
-    norm = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+    norm = torch.stack([_joined([grad]).norm(dim=1) for grad in grads]).norm(dim=0)
     factor = (hyper["clip"] / (norm + 1e-6)).clamp(max=1.0)
     return [grad * factor.view(-1, *[1] * (grad.dim() - 1)) for grad in grads]
 
@@ -188,5 +188,5 @@ class Mover:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """(replicas, numbers)"""
-    return torch.cat([part.flatten(1) for part in parts], 1)
+    """(replicas, numbers); a parameter may be a single number, without an axis of its own."""
+    return torch.cat([part.reshape(len(part), -1) for part in parts], 1)
