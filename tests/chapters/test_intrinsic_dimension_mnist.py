@@ -1,0 +1,34 @@
+"""The GPU profile's path of the chapter on the intrinsic dimension, MNIST and LeNet, at a small size on this machine."""
+
+import json
+import os
+
+import pytest
+
+from benchtop.techniques import cells, find_notebook
+
+
+@pytest.mark.skipif("BENCHTOP_DATA_MIRROR" not in os.environ, reason="needs MNIST: set BENCHTOP_DATA_MIRROR")
+def test_mnist_and_lenet(monkeypatch):
+    """LeNet has its own number of weights, slices of it train, and shuffled pixels keep theta_0 and P of the seed."""
+    monkeypatch.setenv("BENCHTOP_PROFILE", "smoke")
+    notebook = json.loads(find_notebook("intrinsic-dimension").read_text(encoding="utf-8"))
+    space = {"profile": "smoke", "__name__": "chapter"}
+    load, *rest = cells(notebook, "experiment")[:4]
+    load = load.replace('smoke="digits"', 'smoke="mnist"').replace("[(5,), (9,)]", "[(5, 5), (20, 20)]")
+    for source in [*cells(notebook, "setup", "technique"), load, *rest]:
+        exec(source, space)
+    assert space["side"] == 28 and space["D_of"]["CNN"] == 44_426  # the paper's LeNet
+    for name in ("validation", "test"):
+        space[name] = space[name]._replace(x=space[name].x[:40], y=space[name].y[:40])
+    runs = [
+        space["train_slices"](
+            "CNN", space["convolutional"], space["Fastfood"], [20, 40], (0, 1), wrap, d=[20, 40], lr=2.0
+        )
+        for wrap in (lambda model: model, space["Shuffled"])
+    ]
+    plain, mixed = runs[0].models[0], runs[1].models[0].model
+    assert plain.P.G.equal(mixed.P.G) and plain.P.Pi.equal(mixed.P.Pi)
+    assert all(a.equal(b) for a, b in zip(plain.net.parameters(), mixed.net.parameters()))
+    assert not plain.z.equal(mixed.z) and plain.z[:20].abs().min() > 0 and plain.z[20:].abs().max() == 0  # d = 20
+    assert all(run.history["value"].notna().all() for run in runs)
