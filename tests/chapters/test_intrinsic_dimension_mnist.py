@@ -14,16 +14,22 @@ def test_mnist_and_lenet(monkeypatch):
     monkeypatch.setenv("BENCHTOP_PROFILE", "smoke")
     notebook = json.loads(find_notebook("intrinsic-dimension").read_text(encoding="utf-8"))
     space = {"profile": "smoke", "__name__": "chapter"}
-    load, *rest = cells(notebook, "experiment")[:4]
+    load, shuffle, training, direct, slices, *_ = cells(notebook, "experiment")
     load = load.replace('smoke="digits"', 'smoke="mnist"').replace("[(5,), (9,)]", "[(5, 5), (20, 20)]")
-    for source in [*cells(notebook, "setup", "technique"), load, *rest]:
+    for source in [*cells(notebook, "setup", "technique"), load, shuffle, training]:
         exec(source, space)
-    assert space["side"] == 28 and space["D_of"]["CNN"] == 44_426  # the paper's LeNet
+    assert space["side"] == 28 and space["D_of"]["CNN"] == 44_426  # as the last d of the authors' loop over LeNet says
     for name in ("validation", "test"):
         space[name] = space[name]._replace(x=space[name].x[:40], y=space[name].y[:40])
+    space["common"] |= {"steps": 2, "eval_every": 2}
+    for source in (direct, slices):
+        exec(source, space)
+    assert 0 < space["level"] < 1
+    for name, frame in space["accuracy"].items():
+        assert frame.shape == (2, 2) and frame.notna().all(axis=None), name
     runs = [
         space["train_slices"](
-            "CNN", space["convolutional"], space["Fastfood"], [20, 40], (0, 1), wrap, d=[20, 40], lr=2.0
+            "FC", space["nets"]["FC 5-5"], space["Fastfood"], [20, 40], (0, 1), wrap, d=[20, 40], lr=2.0
         )
         for wrap in (lambda model: model, space["Shuffled"])
     ]
@@ -31,4 +37,3 @@ def test_mnist_and_lenet(monkeypatch):
     assert plain.P.G.equal(mixed.P.G) and plain.P.Pi.equal(mixed.P.Pi)
     assert all(a.equal(b) for a, b in zip(plain.net.parameters(), mixed.net.parameters()))
     assert not plain.z.equal(mixed.z) and plain.z[:20].abs().min() > 0 and plain.z[20:].abs().max() == 0  # d = 20
-    assert all(run.history["value"].notna().all() for run in runs)
