@@ -18,7 +18,7 @@ def test_shakespeare_one_by_one(monkeypatch):
     smaller = {
         'smoke="stdlib/characters"': 'smoke="tinyshakespeare"',
         "smoke=(16, 1, 2, 16, 8)": "smoke=(16, 2, 2, 8, 4)",
-        'smoke=(None, "float32")': 'smoke=(False, "float32")',
+        'smoke=(True, "float32")': 'smoke=(False, "float32")',
         "scale = profile.pick(smoke=1.0": "scale = profile.pick(smoke=0.2",
     }
     sources = [*cells(notebook, "setup", "technique"), model, sizes, recipe, tuning]
