@@ -2,9 +2,10 @@
 
     python benchmarks/fit.py [--only mlp cnn transformer] [--repeats 5] [--device cuda] [--out benchmarks/fit.json]
 
-Ways. (a) The loop that most notebooks write: one seed after the other, ``torch.optim.AdamW``; with one thread or with
-all, whichever was faster in a trial of a few seeds. (b) ``fit``, which chooses its threads itself. (c) JAX: ``vmap`` and ``jit``, optax; skipped
-where it is not installed. All start from the same weights, see the same batches and must end at the same loss.
+Ways. (a) The loop that most notebooks write: one seed after the other, ``torch.optim.AdamW``. (b) ``fit``. Both with one
+thread or with all, whichever was faster in a trial of a few seeds (loop) or of the whole (fit). (c) JAX: ``vmap`` and
+``jit``, optax, which takes the threads that it likes; skipped where it is not installed. All start from the same weights,
+see the same batches and must end at the same loss.
 
 Each measurement is a process of its own, so that its peak memory is its own. Rounds alternate between the ways; a ratio
 is taken within a round, the median over rounds counts. Time runs from the first call after the imports: the choice
@@ -136,14 +137,14 @@ def run_loop(name: str, device: str, seeds: range = SEEDS) -> dict:
     return {"seconds": time.perf_counter() - start, "losses": losses}
 
 
-def run_fit(name: str, device: str) -> dict:
+def run_fit(name: str, device: str, threads: int) -> dict:
     """(b) Ours."""
     import benchtop as bt
 
     make, data, sample = training(name, device)
     steps = TRAININGS[name]["steps"]
     start = time.perf_counter()
-    run = bt.fit(make, loss, sample, steps=steps, seeds=SEEDS, lr=LR, weight_decay=DECAY, device=device,
+    run = bt.fit(make, loss, sample, steps=steps, seeds=SEEDS, lr=LR, weight_decay=DECAY, device=device, threads=threads,
                  evaluate=lambda model: {"loss": loss(model, data)}, eval_every=steps)  # fmt: skip
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "losses": bt.final([run], "loss")["model"].tolist(), "path": run.path, "why": run.why}
@@ -269,13 +270,15 @@ def work(options: argparse.Namespace) -> None:
         found = run_jax(name, options.device, options.file)
     else:
         import torch
+        import torch._dynamo
 
         import benchtop as bt
 
-        assert bt.fit, "imported now: it is not what is measured"
+        assert bt.fit and torch._dynamo, "imported now (the first optimiser would do it): it is not what is measured"
         torch.set_num_threads(int(threads))
         torch.zeros(1, device=options.device)
-        run = {"loop": run_loop, "trial": functools.partial(run_loop, seeds=TRIAL), "fit": run_fit}[way]
+        run = {"loop": run_loop, "trial": functools.partial(run_loop, seeds=TRIAL),
+               "fit": functools.partial(run_fit, threads=int(threads))}[way]  # fmt: skip
         found = run(name, options.device)
         if options.device == "cuda":
             found["peak_bytes"] = torch.cuda.max_memory_allocated()
@@ -304,14 +307,8 @@ def measure(name: str, way: str, threads: int, options: argparse.Namespace) -> d
 def compare(name: str, options: argparse.Namespace) -> dict:
     """All ways, round by round."""
     cores = os.cpu_count() or 1
-    trials = {threads: [] for threads in sorted({1, cores})}
-    for _ in range(3 if len(trials) > 1 else 0):
-        for threads, seconds in trials.items():
-            seconds.append(measure(name, "trial", threads, options)["seconds"])
-    best = min(trials, key=lambda threads: statistics.median(trials[threads] or [0]))
-    shown = ", ".join(f"{statistics.median(s):.2f} s with {t}" for t, s in trials.items() if s)
-    print(f"{name}, threads of the loop: {best} ({len(TRIAL)} seeds take {shown or 'untried'})", flush=True)
-    ways = {"loop": ("loop", best), "fit": ("fit", cores)}
+    best = {way: threads_of(name, way, kind, cores, options) for way, kind in (("loop", "trial"), ("fit", "fit"))}
+    ways = {"loop": ("loop", best["loop"]), "fit": ("fit", best["fit"])}
     if importlib.util.find_spec("jax") and importlib.util.find_spec("optax"):
         ways["jax"] = ("jax", cores)
         measure(name, "prepare", cores, options)
@@ -322,7 +319,19 @@ def compare(name: str, options: argparse.Namespace) -> dict:
         for way, (kind, threads) in ways.items():
             rounds[way].append(found := measure(name, kind, threads, options))
             print(f"{name}, round {r + 1} of {options.repeats}, {way}: {found['seconds']:.2f} s", flush=True)
-    return summary(name, rounds) | {"threads of the loop": best}
+    return summary(name, rounds) | {"threads": best}
+
+
+def threads_of(name: str, way: str, kind: str, cores: int, options: argparse.Namespace) -> int:
+    """One thread or all? Whichever was faster, three times each in turn."""
+    trials = {threads: [] for threads in sorted({1, cores})}
+    for _ in range(3 if len(trials) > 1 else 0):
+        for threads, seconds in trials.items():
+            seconds.append(measure(name, kind, threads, options)["seconds"])
+    best = min(trials, key=lambda threads: statistics.median(trials[threads] or [0]))
+    shown = ", ".join(f"{statistics.median(s):.2f} s with {t}" for t, s in trials.items() if s)
+    print(f"{name}, threads of {way}: {best} ({shown or 'one core, untried'})", flush=True)
+    return best
 
 
 def summary(name: str, rounds: dict[str, list[dict]]) -> dict:

@@ -26,7 +26,7 @@ def bench(monkeypatch):
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
 def test_all_ways_do_the_same_training(bench, name, tmp_path):
-    loop, fit = bench.run_loop(name, "cpu", bench.SEEDS)["losses"], bench.run_fit(name, "cpu")["losses"]
+    loop, fit = bench.run_loop(name, "cpu", bench.SEEDS)["losses"], bench.run_fit(name, "cpu", 1)["losses"]
     assert loop == pytest.approx(fit, rel=1e-4)
     assert loop[0] != pytest.approx(loop[1], rel=1e-3), "seeds must differ"
     if importlib.util.find_spec("jax") and importlib.util.find_spec("optax"):
@@ -77,7 +77,7 @@ def test_the_page_shows_the_numbers_of_the_file_and_says_what_is_missing(bench, 
     assert "not measured yet" in page()
     file = tmp_path / "benchmarks" / "fit.json"
     file.parent.mkdir()
-    found = bench.summary("mlp", rounds([6.5], [1.25], [2], [0.5])) | {"threads of the loop": 1}
+    found = bench.summary("mlp", rounds([6.5], [1.25], [2], [0.5])) | {"threads": {"loop": 1, "fit": 2}}
     about = {"device": "2 cores, made up", "torch": "9.9", "python": "3.99", "date": "2030-01-01", "repeats": 1}
     file.write_text(json.dumps({"cpu": about | {"trainings": {"mlp": found}}}))
     shown = page()

@@ -178,17 +178,6 @@ def test_a_preconditioner_with_a_state_of_another_shape():
         assert_same(model, other, 1e-4)
 
 
-def test_one_long_vector_is_moved_in_blocks(monkeypatch):
-    setting = dict(
-        optimiser="sgd", momentum=0.9, steps=5, seeds=SEEDS, lr=[0.01, 0.02], weight_decay=0.1, vectorize=True
-    )
-    whole = bt.fit(make, loss, sample, **setting)
-    for block in (7, 200):  # within a row, and some rows at a time
-        monkeypatch.setattr(optim, "BLOCK", block)
-        for model, other in zip(whole.models, bt.fit(make, loss, sample, **setting).models):
-            assert_same(model, other, 1e-7)
-
-
 def test_the_fused_kernel_of_a_cpu_does_what_the_formulas_say():
     """A GPU moves by the formulas of `adamw`; a copy of the pair is moved by them here too."""
     setting = dict(steps=30, seeds=SEEDS, lr=[0.01, 0.02], weight_decay=[0.0, 0.1], beta1=0.8, eps=1e-6, clip=0.5,
@@ -197,3 +186,28 @@ def test_the_fused_kernel_of_a_cpu_does_what_the_formulas_say():
     plainly = bt.fit(make, loss, sample, optimiser=optim.adamw._replace(), **setting)
     for model, other in zip(fused.models, plainly.models):
         assert_same(model, other, 1e-5)
+
+
+def test_the_fused_kernel_with_one_setting_for_all_does_what_the_formulas_say():
+    setting = dict(steps=30, seeds=SEEDS, lr=0.02, weight_decay=0.1, clip=0.5, vectorize=True)
+    fused = bt.fit(make, loss, sample, **setting)
+    plainly = bt.fit(make, loss, sample, optimiser=optim.adamw._replace(), **setting)
+    for model, other in zip(fused.models, plainly.models):
+        assert_same(model, other, 1e-5)
+
+
+def test_a_part_takes_the_layout_of_its_gradient_only_if_replicas_stay_whole():
+    part = torch.arange(24.0).view(2, 3, 4)
+    turned, mixed = torch.zeros(2, 4, 3).transpose(1, 2), torch.zeros(3, 4, 2).permute(2, 0, 1)
+    for grad, strides in (
+        (turned, (12, 1, 3)),
+        (mixed, (12, 4, 1)),
+        (torch.zeros(2, 1, 1).expand(2, 3, 4), (12, 4, 1)),
+    ):
+        laid = optim.laid_out_like(part, grad)
+        assert laid.stride() == strides and torch.equal(laid, part)
+    hyper = {"lr": torch.tensor([0.1, 0.2])}
+    movers = [optim.FusedAdamW([p], hyper) for p in (part, optim.laid_out_like(part, turned))]
+    for mover in movers:
+        mover([part.sin()], torch.tensor(1.0), torch.tensor(1.0))
+    assert torch.equal(movers[0].parts[0], movers[1].parts[0]) and not torch.equal(movers[0].parts[0], part)

@@ -428,10 +428,11 @@ class Tape(TorchDispatchMode):
 
     def replay(self):
         self.replays += 1
-        for function, args, kwargs, out in self.calls:
-            for old, new in zip(tree_leaves(out), tree_leaves(function(*args, **kwargs))):
-                if isinstance(old, torch.Tensor):
-                    old.copy_(new)
+        with torch.no_grad():  # a graph replays kernels and knows of no autograd
+            for function, args, kwargs, out in self.calls:
+                for old, new in zip(tree_leaves(out), tree_leaves(function(*args, **kwargs))):
+                    if isinstance(old, torch.Tensor):
+                        old.copy_(new)
 
 
 @pytest.fixture
@@ -516,3 +517,45 @@ def test_the_captured_step_equals_eager_steps(monkeypatch, optimiser):
     monkeypatch.setattr(replicas, "GRAPH_AFTER", 1000)
     for model, other in zip(captured.models, run().models):
         assert largest_difference(model, other) < 1e-4
+
+
+@pytest.mark.parametrize(("shape", "options"), [((6, 5), {}), ((5,), {}), ((6, 5, 3, 2), dict(reduction="sum")), ((6, 5), dict(reduction="none")),
+                                            ((6, 5), dict(ignore_index=2)), ((6, 5), dict(label_smoothing=0.1)),
+                                            ((6, 5), dict(weight=torch.arange(1.0, 6).double()))])  # fmt: skip
+def test_the_cross_entropy_of_the_fast_path_is_that_of_torch(shape, options):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(5, (shape[:1] if len(shape) > 1 else ()) + shape[2:], generator=generator)
+    if len(shape) == 4:
+        target[0, 0, 0] = -100  # the value that torch passes over
+    logits = [
+        torch.randn(shape, generator=generator.manual_seed(1), dtype=torch.float64).requires_grad_() for _ in range(2)
+    ]
+    values = [function(x, target, **options) for function, x in zip((batching.cross_entropy, F.cross_entropy), logits)]
+    torch.testing.assert_close(*values)
+    for value in values:
+        value.pow(2).sum().backward()
+    torch.testing.assert_close(logits[0].grad, logits[1].grad)
+
+
+def test_probabilities_as_targets_and_bad_labels_are_treated_as_by_torch():
+    logits, shares = torch.randn(6, 5), torch.rand(6, 5).softmax(1)
+    torch.testing.assert_close(batching.cross_entropy(logits, shares), F.cross_entropy(logits, shares))
+    for label in (5, -1):
+        with pytest.raises((IndexError, RuntimeError)):
+            batching.cross_entropy(logits, torch.full((6,), label))
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(None, 1), (2, 2)])
+def test_small_work_is_done_by_one_thread_unless_told_otherwise(threads, expected):
+    seen, before = set(), torch.get_num_threads()
+
+    def watched(model, batch):
+        seen.add(torch.get_num_threads())
+        return loss(model, batch)
+
+    torch.set_num_threads(3)
+    try:
+        bt.fit(mlp, watched, images, steps=2, seeds=[1], lr=0.1, threads=threads)  # one by one: called at each step
+        assert expected in seen and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -2,10 +2,12 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -61,6 +63,23 @@ def uniform(key: Tensor, shape: torch.Size) -> Tensor:
     return ((branch(key, position) >> 40) & (2**24 - 1)).float().mul(2.0**-24).view(shape)
 
 
+def cross_entropy(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean",
+                  label_smoothing=0.0):  # fmt: skip
+    """`torch.nn.functional.cross_entropy`, which vmap takes through a decomposition in Python; other options go there."""
+    classes = not target.is_floating_point() and reduction in ("mean", "sum", "none")
+    if not classes or label_smoothing or any(option is not None for option in (weight, size_average, reduce)):
+        return F.cross_entropy(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+    dim, kept = min(1, input.dim() - 1), target != ignore_index
+    rows = torch.where(kept, target, 0).unsqueeze(dim)
+    losses = torch.where(kept, -input.log_softmax(dim).gather(dim, rows).squeeze(dim), 0.0)
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.sum() / kept.sum()
+
+
+def taken_apart(function: Callable) -> Callable:
+    """A function that torch composes of others, for which vmap has no rule: at a level of grad it falls into its pieces."""
+    return lambda input, *rest: vjp(lambda input: function(input, *rest), input)[0]
+
+
 class ReplicaRules(TorchFunctionMode):
     """Inside it, a replica's dropout and noise come from its own generator, stacked or alone.
 
@@ -83,6 +102,8 @@ class ReplicaRules(TorchFunctionMode):
         }
         if stacked:
             self.rules |= {F.scaled_dot_product_attention: self.attention, torch.lstm: self.lstm}
+            self.rules |= {F.cross_entropy: cross_entropy}
+            self.rules |= {function: taken_apart(function) for function in (torch.gru, torch.rnn_tanh, torch.rnn_relu)}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return self.rules.get(function, function)(*args, **(kwargs or {}))
@@ -125,4 +146,4 @@ class ReplicaRules(TorchFunctionMode):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the switch speaks of Intel's GPUs
             with torch.backends.mkldnn.flags(enabled=False):
-                return torch.lstm(*args)
+                return taken_apart(torch.lstm)(*args)

@@ -86,84 +86,95 @@ SCHEDULES = {"constant": constant, "cosine": cosine, "warmup": warmup, "warmup-c
 # ---- moving all replicas ----
 
 
-BLOCK = 2**16  # numbers moved at a time on a CPU: an update's dozen passes then run in cache
+def mover(optimiser: Optimiser, parts: list[Tensor], hyper: Hyper) -> "Mover | FusedAdamW":
+    """What moves all replicas: its ``parts`` start as a copy of those given, and it is called with (grads, step, factor).
+
+    ``parts`` and ``grads``: one tensor (replicas, *shape) for each parameter. ``hyper``: name -> tensor (replicas,).
+    """
+    if optimiser is adamw and parts[0].device.type == "cpu":
+        return FusedAdamW(parts, hyper)
+    return Mover(optimiser, parts, hyper)
 
 
-def mover(optimiser: Optimiser, flat: Tensor, shapes: list[torch.Size], hyper: Hyper) -> "Mover | FusedAdamW":
-    """What moves the rows of ``flat`` (replicas, numbers): called with (flat, grad, step, factor), in place."""
-    if optimiser is adamw and flat.device.type == "cpu":
-        return FusedAdamW(flat, hyper)
-    return Mover(optimiser, flat, shapes, hyper)
-
-
-def clipped(grad: Tensor, hyper: Hyper) -> Tensor:
-    """``clip`` bounds the norm of each replica's whole gradient, a row of grad. Source: Pascanu et al. (2013)."""
+def clipped(grads: list[Tensor], hyper: Hyper) -> list[Tensor]:
+    """``clip`` bounds the norm of each replica's whole gradient. Source: Pascanu et al. (2013)."""
     if "clip" not in hyper:
-        return grad
-    return grad * (hyper["clip"] / (grad.norm(dim=1) + 1e-6)).clamp(max=1.0)[:, None]
+        return grads
+    norm = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+    factor = (hyper["clip"] / (norm + 1e-6)).clamp(max=1.0)
+    return [grad * factor.view(-1, *[1] * (grad.dim() - 1)) for grad in grads]
+
+
+def laid_out_like(part: Tensor, grad: Tensor) -> Tensor:
+    """A copy of ``part`` in the memory layout of ``grad``, if that keeps each replica in one piece.
+
+    A weight's gradient comes out of backward transposed: to copy it at each step would cost as much as to move by it.
+    """
+    whole = grad.stride(0) == grad[0].numel() and torch.empty_like(grad[0]).stride() == grad[0].stride()
+    return torch.empty_like(grad if whole else part).copy_(part)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(replicas, numbers) in the order of memory, for a tensor whose replicas lie one after the other."""
+    return tensor.as_strided((len(tensor), tensor[0].numel()), (tensor[0].numel(), 1))
 
 
 class FusedAdamW:
     """`adamw` on a CPU: one pass over memory by torch's own kernel, where the formulas as they stand take a dozen.
 
-    Rows whose hyper-parameters agree are one group of ``torch.optim.AdamW`` and move in one call.
+    Replicas whose hyper-parameters agree are one group of ``torch.optim.AdamW``; if all agree, each part moves as a whole.
     """
 
-    def __init__(self, flat: Tensor, hyper: Hyper):
-        """``hyper``: name -> tensor (replicas,)."""
-        self.hyper, self.rows = hyper, [torch.nn.Parameter(row) for row in flat]  # they share the numbers of flat
-        groups: dict[tuple, list] = {}
-        for row, *own in zip(self.rows, *(value.tolist() for value in hyper.values())):
-            groups.setdefault(tuple(own), []).append(row)
-        self.lrs, options = [], []
+    def __init__(self, parts: list[Tensor], hyper: Hyper):
+        self.hyper, self.parts = hyper, [torch.empty_like(part).copy_(part) for part in parts]
+        groups: dict[tuple, list[int]] = {}
+        for i, own in enumerate(zip(*(value.tolist() for value in hyper.values()))):
+            groups.setdefault(own, []).append(i)
+        self.together, self.lrs, options = len(groups) == 1, [], []
+        pieces = [[torch.nn.Parameter(piece) for piece in self._pieces(part)] for part in self.parts]
+        self.pieces = [piece for own in pieces for piece in own]  # they share the numbers of the parts
         for own, rows in groups.items():
             own = dict(zip(hyper, own))
             self.lrs.append(own["lr"])
-            options.append({"params": rows, "betas": (own.get("beta1", 0.9), own.get("beta2", 0.999)),
+            options.append({"params": [part[i] for part in pieces for i in ([0] if self.together else rows)],
+                            "betas": (own.get("beta1", 0.9), own.get("beta2", 0.999)),
                             "eps": own.get("eps", 1e-8), "weight_decay": own.get("weight_decay", 0.0)})  # fmt: skip
         self.optimiser = torch.optim.AdamW(options, fused=True)
 
-    def __call__(self, flat: Tensor, grad: Tensor, step: Tensor, factor: Tensor) -> None:
-        """One step; ``flat`` moves because the rows are its rows."""
-        for row, own in zip(self.rows, clipped(grad, self.hyper)):
-            row.grad = own
+    def _pieces(self, tensor: Tensor) -> list[Tensor]:
+        return [_rows(tensor).flatten()] if self.together else list(_rows(tensor).unbind())
+
+    def __call__(self, grads: list[Tensor], step: Tensor, factor: Tensor) -> None:
+        """One step."""
+        pieces = iter(self.pieces)
+        for part, grad in zip(self.parts, clipped(grads, self.hyper)):
+            grad = grad if grad.stride() == part.stride() else torch.empty_like(part).copy_(grad)
+            for own in self._pieces(grad):
+                next(pieces).grad = own
         for group, lr in zip(self.optimiser.param_groups, self.lrs):
             group["lr"] = lr * float(factor)
         self.optimiser.step()
 
 
 class Mover:
-    """Moves the parameters of all replicas in place: a matrix with one row per replica, one column per number."""
+    """Any optimiser, as its formulas stand; an elementwise one moves all numbers of a replica as one vector."""
 
-    def __init__(self, optimiser: Optimiser, flat: Tensor, shapes: list[torch.Size], hyper: Hyper):
-        """``hyper``: name -> tensor (replicas,). One replica alone is a matrix of one row and needs no vmap."""
-        self.optimiser, self.shapes, self.hyper = optimiser, shapes, hyper
+    def __init__(self, optimiser: Optimiser, parts: list[Tensor], hyper: Hyper):
+        self.optimiser, self.hyper, self.parts = optimiser, hyper, [part.clone() for part in parts]
+        self.moved = self.parts  # what is moved: the parts, or one matrix of which they are views
         if optimiser.elementwise:
-            self.blocks = _blocks(flat)
-            self.state = [optimiser.init(flat[block]) for block in self.blocks]
-        else:
-            self.state = [self._each(optimiser.init)(part) for part in self._parts(flat)]
+            self.moved = [_joined(parts)]
+            pieces = self.moved[0].split([part[0].numel() for part in parts], 1)
+            self.parts = [piece.view(part.shape) for piece, part in zip(pieces, parts)]
+        self.state = [self._each(optimiser.init)(part) for part in self.moved]
 
-    def __call__(self, flat: Tensor, grad: Tensor, step: Tensor, factor: Tensor) -> None:
+    def __call__(self, grads: list[Tensor], step: Tensor, factor: Tensor) -> None:
         """One step."""
-        hyper, grad = self.hyper | {"lr": self.hyper["lr"] * factor}, clipped(grad, self.hyper)
-        if self.optimiser.elementwise:
-            for i, block in enumerate(self.blocks):
-                own = {name: value[block[0], None] for name, value in hyper.items()}
-                moved, self.state[i] = self.optimiser.update(flat[block], grad[block], self.state[i], own, step)
-                flat[block] = moved
-            return
-        moved, state = [], []
-        for param, g, old in zip(self._parts(flat), self._parts(grad), self.state):
-            param, new = self._each(self.optimiser.update, step)(param, g, old, hyper)
-            moved.append(param.flatten(1))
-            state.append(new)
-        self.state = state
-        flat.copy_(torch.cat(moved, 1))
-
-    def _parts(self, flat: Tensor) -> list[Tensor]:
-        pieces = flat.split([shape.numel() for shape in self.shapes], 1)
-        return [piece.unflatten(1, shape) if shape else piece[:, 0] for piece, shape in zip(pieces, self.shapes)]
+        hyper, grads = self.hyper | {"lr": self.hyper["lr"] * factor}, clipped(grads, self.hyper)
+        update = self._each(self.optimiser.update, step)
+        for i, grad in enumerate([_joined(grads)] if self.optimiser.elementwise else grads):
+            moved, self.state[i] = update(self.moved[i], grad, self.state[i], hyper)
+            self.moved[i].copy_(moved)
 
     def _each(self, function: Callable, *shared: Any) -> Callable:
         """``function`` for every replica; a single one is called plainly, so that it may branch on numbers."""
@@ -176,10 +187,6 @@ class Mover:
         return alone
 
 
-def _blocks(flat: Tensor) -> list[tuple[slice, slice]]:
-    """Slices of rows and columns of about `BLOCK` numbers each; one block on a GPU."""
-    rows, columns = flat.shape
-    if flat.device.type != "cpu":
-        return [(slice(None), slice(None))]
-    high, wide = max(1, BLOCK // columns), min(columns, BLOCK)
-    return [(slice(i, i + high), slice(j, j + wide)) for i in range(0, rows, high) for j in range(0, columns, wide)]
+def _joined(parts: list[Tensor]) -> Tensor:
+    """(replicas, numbers)"""
+    return torch.cat([part.flatten(1) for part in parts], 1)

@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchtop import report
 from benchtop.batching import ReplicaRules, branch
-from benchtop.optim import FusedAdamW, Mover, Optimiser, mover
+from benchtop.optim import FusedAdamW, Mover, Optimiser, laid_out_like, mover
 
 # Floating-point operations of one replica's step (forward and backward) above which stacking does not pay on a CPU, nor
 # a single thread: the time then goes into arithmetic and no longer into starting operations. Measured on 2 cores, 16
 # replicas: perceptrons of width 512 (110 million) broke even, 1024 (420 million) were 1.4 times faster one by one.
 LARGE = 80_000_000
+UNFIT = (RuntimeError, ValueError, TypeError, NotImplementedError)  # what vmap raises where it does not fit
 GRAPH_AFTER = 3  # eager steps on CUDA before the step is captured: libraries set themselves up in them
 
 
@@ -67,9 +68,9 @@ class Job:
     def column(self, name: str, replicas: list[dict[str, float]]) -> Tensor:
         return torch.tensor([float(r[name]) for r in replicas], device=self.device)
 
-    def mover(self, flat: Tensor, shapes: list[torch.Size], replicas: list[dict[str, float]]) -> Mover | FusedAdamW:
+    def mover(self, parts: list[Tensor], replicas: list[dict[str, float]]) -> Mover | FusedAdamW:
         hyper = {name: self.column(name, replicas) for name in replicas[0] if name != "seed"}
-        return mover(self.optimiser, flat, shapes, hyper)
+        return mover(self.optimiser, parts, hyper)
 
     def keys(self, replicas: list[dict[str, float]]) -> Tensor:
         return branch(
@@ -143,12 +144,7 @@ def choose(job: Job, models: list[nn.Module], vectorize: bool | None, load: floa
         try:
             stack = _Stack(job, models[:2], job.replicas[:2])
             stack.step(stack.batch([job.generator(r["seed"]) for r in job.replicas[:2]], 1), *job.clock()[1])
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            NotImplementedError,
-        ) as error:  # one's own mistake shows in the loop
+        except UNFIT as error:  # one's own mistake shows in the loop
             return False, f"vmap cannot take this model or loss ({str(error).splitlines()[0][:160]})"
     for warning in caught:
         if "batching rule for" in str(warning.message):
@@ -157,14 +153,13 @@ def choose(job: Job, models: list[nn.Module], vectorize: bool | None, load: floa
 
 
 class _Stack:
-    """Replicas as one: trained parameters in ``flat`` (replicas, numbers), all else by name."""
+    """Replicas as one: ``parts`` holds a tensor (replicas, *shape) for each trained parameter, in the order of ``names``."""
 
     def __init__(self, job: Job, models: list[nn.Module], replicas: list[dict[str, float]]):
-        self.job, self.models, self.skeleton = job, models, models[0]
+        self.job, self.models, self.replicas, self.skeleton = job, models, replicas, models[0]
         own = [dict(model.named_parameters()) for model in models]
         self.names = [name for name, p in own[0].items() if p.requires_grad]
-        self.shapes = [own[0][name].shape for name in self.names]
-        self.flat = torch.stack([torch.cat([ps[name].detach().flatten() for name in self.names]) for ps in own])
+        self.parts = [torch.stack([ps[name].detach() for ps in own]) for name in self.names]
         self.fixed, self.dims = {}, {}
         for name, p in own[0].items():
             if not p.requires_grad:  # held once if all replicas share it, say a pre-trained backbone
@@ -176,26 +171,24 @@ class _Stack:
         self.keys = job.keys(replicas)
         self.passed = {name: job.column(name, replicas) for name in job.named}
         self.shown = {name: job.column(name, replicas) for name in job.shown}
-        self.mover = job.mover(self.flat, self.shapes, replicas)
-        self.gradient = self._mapped(grad_and_value(self._loss))
+        self.mover = None  # made at the first step, when the layout of the gradients is known
 
     def _mapped(self, function: Callable) -> Callable:
         return vmap(function, in_dims=(0, 0, self.dims, 0, 0, 0))
 
     def _call(
-        self, function: Callable, flat: Tensor, buffers: dict, fixed: dict, key: Tensor, args: tuple, passed: dict
+        self, function: Callable, parts: list, buffers: dict, fixed: dict, key: Tensor, args: tuple, passed: dict
     ):
-        pieces = flat.split([shape.numel() for shape in self.shapes])
-        own = {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes)} | fixed | buffers
+        own = dict(zip(self.names, parts)) | fixed | buffers
         own = {f"model.{name}": tensor for name, tensor in own.items()}
         with self.job.rules(key, stacked=True):
             return functional_call(_Call(self.skeleton, function), own, args, passed)
 
-    def _loss(self, flat, buffers, fixed, key, batch, passed):
-        return self._call(self.job.loss, flat, buffers, fixed, key, (batch,), passed).float()
+    def _loss(self, parts, buffers, fixed, key, batch, passed):
+        return self._call(self.job.loss, parts, buffers, fixed, key, (batch,), passed).float()
 
-    def _metrics(self, flat, buffers, fixed, key, _, shown):
-        return self._call(self.job.evaluate, flat, buffers, fixed, key, (), shown)
+    def _metrics(self, parts, buffers, fixed, key, _, shown):
+        return self._call(self.job.evaluate, parts, buffers, fixed, key, (), shown)
 
     def batch(self, generators: list[torch.Generator], repeat: int) -> Any:
         """The batches of the seeds, each repeated for the points of the grid."""
@@ -204,20 +197,34 @@ class _Stack:
             return sample.take(torch.stack([sample.rows(g) for g in generators]).repeat_interleave(repeat, 0))
         return _stack([sample(g) for g in generators], repeat)
 
+    def gradient(self, batch: Any, step: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Gradients like ``parts``, and the losses (replicas,).
+
+        Replicas do not touch one another, so that the gradient of the sum of their losses holds the gradient of each.
+        """
+        parts = [part.detach().requires_grad_() for part in self.parts]
+        keys = _step_key(self.keys, step)
+        losses = self._mapped(self._loss)(parts, self.buffers, self.fixed, keys, batch, self.passed)
+        grads = torch.autograd.grad(losses.sum(), parts, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parts, grads)], losses.detach()
+
     def step(self, batch: Any, step: Tensor, factor: Tensor) -> Tensor:
         """Move all replicas; their losses before the move."""
-        keys = _step_key(self.keys, step)
-        grads, losses = self.gradient(self.flat, self.buffers, self.fixed, keys, batch, self.passed)
-        self.mover(self.flat, grads, step, factor)
+        grads, losses = self.gradient(batch, step)
+        if self.mover is None:
+            parts = [laid_out_like(part, grad) for part, grad in zip(self.parts, grads)]
+            self.mover = self.job.mover(parts, self.replicas)
+            self.parts = self.mover.parts
+        self.mover(grads, step, factor)
         return losses
 
     def measure(self, step: Tensor) -> dict[str, list[float]]:
         keys = _step_key(self.keys, step)
         with _evaluating(self.skeleton):
             try:
-                values = self._mapped(self._metrics)(self.flat, self.buffers, self.fixed, keys, keys, self.shown)
+                values = self._mapped(self._metrics)(self.parts, self.buffers, self.fixed, keys, keys, self.shown)
                 return {name: value.tolist() for name, value in values.items()}
-            except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            except UNFIT:
                 pass  # numbers made outside torch, say: then one model at a time, where a real mistake shows
         self.write_back()
         each = [_measure(self.job, *one) for one in zip(self.models, keys, self.job.replicas)]
@@ -227,10 +234,8 @@ class _Stack:
         with torch.no_grad():
             for i, model in enumerate(self.models):
                 own = dict(model.named_parameters())
-                for name, piece, shape in zip(
-                    self.names, self.flat[i].split([s.numel() for s in self.shapes]), self.shapes
-                ):
-                    own[name].copy_(piece.view(shape))
+                for name, part in zip(self.names, self.parts):
+                    own[name].copy_(part[i])
                 for name, buffer in model.named_buffers():
                     buffer.copy_(self.buffers[name][i])
 
@@ -315,10 +320,9 @@ def train_one_by_one(job: Job, models: list[nn.Module]) -> str:
             generator, key = job.generator(replica["seed"]), job.keys([replica])[0]
             passed = {name: float(replica[name]) for name in job.named}
             params = [p for p in model.parameters() if p.requires_grad]
-            flat = torch.cat([p.detach().flatten() for p in params])[None]
-            for p, piece in zip(params, flat[0].split([p.numel() for p in params])):
-                p.data = piece.view(p.shape)
-            mover = job.mover(flat, [p.shape for p in params], [replica])
+            mover = job.mover([p.detach()[None] for p in params], [replica])
+            for p, part in zip(params, mover.parts):
+                p.data = part[0]
             for step in range(job.steps + 1):
                 if step:
                     with job.rules(_step_key(key, clock[step, 0]), stacked=False):
@@ -326,9 +330,9 @@ def train_one_by_one(job: Job, models: list[nn.Module]) -> str:
                     if not math.isfinite(value.item()):
                         job.diverged(step, i)
                     grads = torch.autograd.grad(value, params, allow_unused=True)
-                    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads)]
+                    grads = [(torch.zeros_like(p) if g is None else g)[None] for p, g in zip(params, grads)]
                     with torch.no_grad():
-                        mover(flat, torch.cat([g.flatten() for g in grads])[None], *clock[step])
+                        mover(grads, *clock[step])
                     bar.update()
                 if job.due(step):
                     measured.setdefault(step, []).append(_measure(job, model, _step_key(key, clock[step, 0]), replica))

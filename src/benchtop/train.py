@@ -74,6 +74,7 @@ def fit(
     schedule: str | Callable[[int, int], float] = "constant",
     vectorize: bool | None = None,
     precision: str = "float32",
+    threads: int | None = None,
     device: torch.device | str = "cpu",
     **hyper: float | Sequence[float],
 ) -> Fit:
@@ -95,6 +96,8 @@ def fit(
     and ``run.why`` tell, and so does the record. Dropout and ``rand_like``/``randn_like`` in the loss draw from the
     replica's own generator (`ReplicaRules`); draw other noise in ``sample``. Running statistics are kept per replica.
     ``precision``: "float32", "tf32" (CUDA) or "bf16" (autocast of the loss; parameters stay float32).
+    ``threads`` of the CPU: None leaves all to work above `LARGE` and one to smaller work, because two, on a machine that
+    others use too, made small operations ten times slower; on a quiet machine two may pay.
 
     Raises ValueError for bad arguments and DivergedError, naming arm, seed, hyper-parameters and step, for a loss that
     is not finite. A replica of a grid of several points may diverge: its metrics are NaN from then on and `best` passes over it.
@@ -127,16 +130,16 @@ def fit(
     shown = set(inspect.signature(evaluate).parameters) & set(grid) if evaluate else ()
     job = Job(loss, sample, steps, replicas, sorted(set(signature) & set(grid)), optimiser, schedule, evaluate, eval_every,
                torch.device(device), precision, arm, log, diverged, sorted(shown))  # fmt: skip
-    threads = torch.get_num_threads()
+    all_threads = torch.get_num_threads()
     with _matmul_precision(precision):
         load = work(job, models[0])
         stack, why = choose(job, models, vectorize, load)
-        if load < LARGE:  # measured: on a busy machine two threads made small operations ten times slower than one
-            torch.set_num_threads(1)
+        if threads or load < LARGE:
+            torch.set_num_threads(threads or 1)
         try:
             why += (train_stacked if stack else train_one_by_one)(job, models)
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(all_threads)
     result = Fit(arm, pd.DataFrame(rows), models, pd.DataFrame(replicas), grid, steps, time.perf_counter() - start,
                  _peak(job.device), "stacked" if stack else "loop", why)  # fmt: skip
     report.emit("fit", arm=arm, grid=grid, seeds=list(seeds), steps=steps, seconds=result.seconds,

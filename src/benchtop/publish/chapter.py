@@ -10,6 +10,7 @@ import re
 import tempfile
 import threading
 import tokenize
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,12 @@ class Chapter:
         Comments, docstrings and layout do not count, in the chapter and in the helpers alike.
         """
         with PARSING:
-            return self._key(profile, parameters)
+            parts = [*self._used, profile, json.dumps(parameters or {}, sort_keys=True)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
-    def _key(self, profile: str, parameters: dict[str, Any] | None) -> str:
+    @functools.cached_property
+    def _used(self) -> list[str]:
+        """What `key` is made of, whatever the profile."""
         sources = []
         for cell in self.cells():
             try:
@@ -136,10 +140,11 @@ class Chapter:
                 number = self.notebook.cells.index(cell) + 1
                 raise BookError(f"{self.path.name} cell {number} is not Python: {error.args[0]}; correct it") from None
         modules = used_modules("\n".join(sources))
-        parts = [*sources, *(module_digest(m) for m in modules), profile, json.dumps(parameters or {}, sort_keys=True)]
+        parts = [*sources, *(module_digest(module) for module in modules)]
         parts += [f"{name}:{checksum}" for name, checksum in self.data().items()]
-        parts += [bare_code(cell.source) for other in self.borrows() for cell in other.cells("setup", "technique")]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return parts + [
+            bare_code(cell.source) for other in self.borrows() for cell in other.cells("setup", "technique")
+        ]
 
     def borrows(self) -> list["Chapter"]:
         """The chapters whose technique this one uses, directly or through one another: ``technique("slug")``."""
@@ -192,11 +197,15 @@ class Chapter:
         return "fresh" if entry["key"] == self.key(profile, entry.get("parameters")) else "stale"
 
 
+NAMING = ast.Import | ast.ImportFrom | ast.Attribute  # nodes that can name a module of the package
+
+
 def parse(source: str) -> ast.Module:
     """The syntax tree of a cell; lines that are IPython magics count as blank."""
     return ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M))
 
 
+@functools.lru_cache(4096)  # each profile's key asks for the same cells
 def bare_code(source: str) -> str:
     """Source without comments, docstrings, blank lines and trailing space: what can change a result."""
     lines = re.sub(r"^\s*[%!].*$", "", source, flags=re.M).splitlines()
@@ -219,33 +228,33 @@ def bare_code(source: str) -> str:
 
 def used_modules(source: str) -> list[str]:
     """The modules of ``benchtop`` that this code uses, directly or through one another, sorted."""
-    tree = ast.parse(source)
-    aliases = {
-        name.asname or "benchtop"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for name in node.names
-        if name.name == "benchtop"
-    }
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, NAMING)]
+    names = [name for node in found if isinstance(node, ast.Import) for name in node.names]
+    aliases = {name.asname or "benchtop" for name in names if name.name == "benchtop"}
     direct = {
         f"benchtop.{benchtop.EXPORTS[node.attr]}"
-        for node in ast.walk(tree)
+        for node in found
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases
         if node.attr in benchtop.EXPORTS
     }
-    todo, seen = direct | imported(tree), set()
+    todo, seen = direct | imported(found), set()
     while todo:
         module = todo.pop()
         if module not in seen:
             seen.add(module)
-            todo |= imported(ast.parse(module_path(module).read_text(encoding="utf-8")))
+            todo |= imported_by(module)
     return sorted(seen)
 
 
-def imported(tree: ast.Module) -> set[str]:
-    """Modules of ``benchtop`` named in the import statements of a tree, at any depth."""
+@functools.cache  # the package does not change while it runs
+def imported_by(module: str) -> set[str]:
+    return imported(ast.walk(ast.parse(module_path(module).read_text(encoding="utf-8"))))
+
+
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """Modules of ``benchtop`` named in the import statements among the nodes of a tree."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "benchtop":

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import posixpath
 import re
 import textwrap
@@ -36,6 +37,8 @@ VERDICTS = ("holds", "open", "fails", "stale", "not measured", "no chapter yet")
 SHOWN = "laptop"  # the profile whose outputs the notebooks hold and whose verdict counts
 WEEK = 150  # minutes of reading, running and exercises in one week of a course
 THUMBNAIL = 320, 20_000  # pixels, bytes
+# Extensions that do not say so, but do nothing while pages are read: pages may be read by several processes.
+IDLE_WHILE_READING = {"sphinx_multitoc_numbering", "sphinx-mathjax-offline"}
 
 
 # ---- what is known of the book ----
@@ -434,6 +437,7 @@ def _templates():
 def setup(app) -> dict[str, Any]:
     """Register with Sphinx; ``_config.yml`` names this module as an extension."""
     from docutils import nodes
+    from pybtex.plugin import find_plugin, register_plugin
     from sphinx.util.docutils import SphinxDirective
 
     class Piece(SphinxDirective):
@@ -448,28 +452,35 @@ def setup(app) -> dict[str, Any]:
 
     for name in PIECES:
         app.add_directive(name, Piece)
+    for name in ("docutils", "plaintext"):  # else each citation looks through the files of all installed packages
+        register_plugin("pybtex.backends", name, find_plugin("pybtex.backends", name), force=True)
+    for name in IDLE_WHILE_READING & set(app.extensions):
+        app.extensions[name].parallel_read_safe = True
     app.connect("builder-inited", take_stock)
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", furnish)
+    app.connect("html-page-context", accompany)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def take_stock(app) -> None:
-    """Survey the book and make the small files that its pages point to: thumbnails and scripts."""
+    """Survey the book."""
     from sphinx.errors import ConfigError
 
     try:
         app.benchtop = survey(Book(Path(app.srcdir)))
     except BookError as error:
         raise ConfigError(str(error)) from None
-    for slug, chapter in app.benchtop.book.chapters().items():
-        facts, edited = app.benchtop.chapters[slug], chapter.path.stat().st_mtime
-        files = {Path(app.outdir, "_sources", facts.doc + ".py"): lambda c: script(c).encode()}
+
+
+def accompany(app, doc: str, *_) -> None:
+    """Beside the page of a chapter, as it is written, its script and its thumbnail."""
+    facts = next((facts for facts in app.benchtop.chapters.values() if facts.doc == doc), None)
+    if facts:
+        chapter = app.benchtop.book.chapters()[facts.slug]
+        write_atomically(Path(app.outdir, "_sources", facts.doc + ".py"), script(chapter))
         if facts.picture:
-            files[Path(app.outdir, facts.thumbnail)] = lambda c: thumbnail(picture(c)[0])
-        for path, make in files.items():
-            if not path.exists() or path.stat().st_mtime < edited:
-                write_atomically(path, make(chapter))
+            write_atomically(Path(app.outdir, facts.thumbnail), thumbnail(picture(chapter)[0]))
 
 
 def outdated(app, env, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
@@ -583,7 +594,17 @@ def build(book: Book, out: Path | None = None) -> Path:
             "ignore", FutureWarning
         )  # sphinx_external_toc looks at every object there is, torch's too
         try:
-            app = Sphinx(book.root, None, out, doctrees, "html", config, status=None, warning=problems)
+            app = Sphinx(
+                book.root,
+                None,
+                out,
+                doctrees,
+                "html",
+                config,
+                status=None,
+                warning=problems,
+                parallel=os.cpu_count() or 1,
+            )
             app.build()
         except ConfigError as error:
             raise BookError(str(error)) from None
