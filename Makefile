@@ -43,6 +43,10 @@ $(VENV)/.publish $(VENV)/.test $(VENV)/.lab $(VENV)/.peers $(VENV)/.jax: $(VENV)
 	@test -x $(BIN)/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)")' && $(PYTHON) -m venv $(VENV); }
 	@echo "installing benchtop[$*$(addprefix $(comma),$(EXTRAS))] into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*$(addprefix $(comma),$(EXTRAS))]'
+	@case " $* $(EXTRAS) " in *peers*) $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(ALONE);; esac
 	@touch $@
 
 comma := ,
+# A peer that names torchvision among its needs without importing it; and torchvision must match the build of torch, or
+# breaks what looks for it.
+ALONE := mup
