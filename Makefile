@@ -47,6 +47,6 @@ $(VENV)/.publish $(VENV)/.test $(VENV)/.lab $(VENV)/.peers $(VENV)/.jax: $(VENV)
 	@touch $@
 
 comma := ,
-# A peer that names torchvision among its needs without importing it; and torchvision must match the build of torch, or
-# breaks what looks for it.
-ALONE := mup
+# Peers that name torchvision among their needs, where what is compared does not import it; and torchvision must match
+# the build of torch, or breaks what looks for it.
+ALONE := mup timm

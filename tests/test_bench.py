@@ -1,5 +1,6 @@
 """The small modules of the bench: profile, report, claims, plots, widgets, techniques."""
 
+import io
 import json
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats
 
 import benchtop as bt
@@ -220,6 +222,17 @@ def test_figures_are_small_palette_pngs():
     image = plots.png(fig)
     assert image[25] == 3  # colour type of the header: palette
     assert len(image) < 40_000
+
+
+def test_figures_keep_the_colours_of_the_palette():
+    fig, ax = bt.subplots()
+    for k, colour in enumerate(plots.PALETTE):
+        ax.plot(np.sin(np.arange(50) / 5 + k), color=colour)
+        ax.fill_between(range(50), k / 7, k / 7 + 0.1, color=colour, alpha=0.2)
+    seen = np.asarray(Image.open(io.BytesIO(plots.png(fig))).convert("RGB")).astype(int)
+    for colour in plots.PALETTE:
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        assert np.abs(seen - wanted).max(-1).min() <= 8, f"{colour} is not in the picture"
 
 
 # ---- widgets ----

@@ -48,7 +48,8 @@ def test_chapter_takes_the_parameter_and_its_record_says_so(smoke, slug):
     (injected,) = [cell for cell in executed.cells if "injected-parameters" in cell.metadata.get("tags", [])]
     assert f'profile = "{PROFILE}"' in injected.source
     assert entry["peak_bytes"] <= MEMORY[PROFILE] * 1e9
-    assert entry["seconds"] <= SECONDS[PROFILE] * busy  # other programs slow it down by about as much
+    # The exact limit holds for the committed record (`benchtop check`); here all cores work and others may use them too.
+    assert entry["seconds"] <= 2 * SECONDS[PROFILE] * busy
 
 
 def test_all_chapters_take_little_more_than_their_share(smoke):

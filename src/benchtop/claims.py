@@ -142,7 +142,7 @@ class Claim:
         if value.ndim != 1:
             raise ValueError(f"at_most got values of shape {value.shape}: expected one number per seed, its worst case")
         return self._conclude("bound", value, bound - value, seeds, threshold=bound, values={"value": value.tolist()},
-                              label="value", every=True)  # fmt: skip
+                              label=self.metric, every=True)  # fmt: skip
 
     def _conclude(self, form, effect, gain, seeds, *, threshold, values, label, tuning=None, every=False) -> Verdict:
         running = profile.active()

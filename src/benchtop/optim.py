@@ -160,12 +160,13 @@ class Mover:
     """Any optimiser, as its formulas stand; an elementwise one moves all numbers of a replica as one vector."""
 
     def __init__(self, optimiser: Optimiser, parts: list[Tensor], hyper: Hyper):
-        self.optimiser, self.hyper, self.parts = optimiser, hyper, [part.clone() for part in parts]
-        self.moved = self.parts  # what is moved: the parts, or one matrix of which they are views
-        if optimiser.elementwise:
+        self.optimiser, self.hyper = optimiser, hyper
+        if optimiser.elementwise:  # what is moved: one matrix of which the parts are views, or the parts
             self.moved = [_joined(parts)]
             pieces = self.moved[0].split([part[0].numel() for part in parts], 1)
             self.parts = [piece.view(part.shape) for piece, part in zip(pieces, parts)]
+        else:
+            self.moved = self.parts = [part.clone() for part in parts]
         self.state = [self._each(optimiser.init)(part) for part in self.moved]
 
     def __call__(self, grads: list[Tensor], step: Tensor, factor: Tensor) -> None:

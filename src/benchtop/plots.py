@@ -42,13 +42,18 @@ def subplots(*args, **kwargs) -> tuple[Figure, Axes]:
 
 
 def png(fig: Figure, colours: int = 64) -> bytes:
-    """The figure as a palette PNG: a third of the usual size at no visible loss. Closes the figure."""
+    """The figure as a palette PNG: a third of the usual size at no visible loss. Closes the figure.
+
+    White, black and the colours of the lines are always in its palette (a common choice of colours would merge those of
+    thin lines); ``colours`` is how many more there may be.
+    """
     raw = io.BytesIO()
     fig.savefig(raw, format="png", dpi=110)
     plt.close(fig)
-    small = io.BytesIO()
-    flat = Image.open(raw).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
-    flat.save(small, format="png", optimize=True)
+    image, palette, small = Image.open(raw).convert("RGB"), Image.new("P", (1, 1)), io.BytesIO()
+    fixed = [int(colour[i : i + 2], 16) for colour in ("#FFFFFF", *PALETTE) for i in (1, 3, 5)]
+    palette.putpalette(fixed + image.quantize(colours).getpalette()[: 3 * colours])
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
     return small.getvalue()
 
 
