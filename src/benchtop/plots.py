@@ -42,10 +42,9 @@ def subplots(*args, **kwargs) -> tuple[Figure, Axes]:
 
 
 def png(fig: Figure, colours: int = 64) -> bytes:
-    """The figure as a palette PNG: a third of the usual size at no visible loss. Closes the figure.
+    """The figure as a palette PNG: a third of the usual size. Closes the figure.
 
-    White, black and the colours of the lines are always in its palette (a common choice of colours would merge those of
-    thin lines); ``colours`` is how many more there may be.
+    Its palette: white, the colours of the lines (a choice by area would merge thin ones), and ``colours`` more.
     """
     raw = io.BytesIO()
     fig.savefig(raw, format="png", dpi=110)

@@ -33,7 +33,7 @@ def explore(
     """A figure with one or two sliders, for a reader with a kernel or without.
 
     ``draw(name=value, ...)`` returns a figure; each keyword gives the values of one slider, in order. ``alt`` is a
-    template (``"Spectrum at rank {rank}"``) or a function of the same keywords. ``colours``: size of the palette.
+    template (``"Spectrum at rank {rank}"``) or a function of the same keywords. ``colours``: see `plots.png`.
     Raises ValueError beyond two sliders, 12 frames or 120 KB: those are the limits of a pleasant page.
     """
     if not 1 <= len(values) <= 2:
