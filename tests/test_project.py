@@ -90,7 +90,7 @@ def test_sizes_of_the_two_halves():
     package = ROOT / "src" / "benchtop"
     readers = package / "data" / "public.py"  # a short function a file format: read one, when you use its set
     bench = [p for p in package.rglob("*.py") if "publish" not in p.parts and p != readers]
-    assert lines(bench) <= 2_320, "the bench is to be read in an hour"
+    assert lines(bench) <= 2_340, "the bench is to be read in an hour"
     assert lines([readers]) <= 620
     # A third of these are the runner: here or on a cluster, with Jupyter or without, and whatever dies meanwhile.
     assert lines((package / "publish").rglob("*.py")) <= 3_380

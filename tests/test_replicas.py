@@ -559,3 +559,20 @@ def test_small_work_is_done_by_one_thread_unless_told_otherwise(threads, expecte
         assert expected in seen and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_fit_does_not_wait_for_the_compiler_of_torch():
+    """A second and more at the first call of each chapter; a process of its own, since others here may have it loaded."""
+    program = """if True:
+        import sys
+        import torch
+        import benchtop as bt
+
+        part = torch.rand(40, 8), torch.randint(3, (40,))
+        for arm in ({}, {"optimiser": bt.sgd}, {"vectorize": False}):
+            bt.fit(lambda: torch.nn.Linear(8, 3), lambda m, b: torch.nn.functional.cross_entropy(m(b[0]), b[1]),
+                   bt.batches(part, 8), steps=2, seeds=range(2), lr=1e-2, evaluate=lambda m: {"one": 1.0}, **arm)
+        print(*(name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.optim.adamw import adamw as fused_adamw  # the class would import torch's compiler, over a second
 from torch.utils._pytree import tree_map
 
 Hyper = dict[str, Tensor]
@@ -122,38 +123,39 @@ def _rows(tensor: Tensor) -> Tensor:
 class FusedAdamW:
     """`adamw` on a CPU: one pass over memory by torch's own kernel, where the formulas as they stand take a dozen.
 
-    Replicas whose hyper-parameters agree are one group of ``torch.optim.AdamW``; if all agree, each part moves as a whole.
+    Replicas whose hyper-parameters agree are one group; if all agree, each part moves as a whole.
     """
 
     def __init__(self, parts: list[Tensor], hyper: Hyper):
         self.hyper, self.parts = hyper, [torch.empty_like(part).copy_(part) for part in parts]
-        groups: dict[tuple, list[int]] = {}
+        rows: dict[tuple, list[int]] = {}
         for i, own in enumerate(zip(*(value.tolist() for value in hyper.values()))):
-            groups.setdefault(own, []).append(i)
-        self.together, self.lrs, options = len(groups) == 1, [], []
-        pieces = [[torch.nn.Parameter(piece) for piece in self._pieces(part)] for part in self.parts]
-        self.pieces = [piece for own in pieces for piece in own]  # they share the numbers of the parts
-        for own, rows in groups.items():
-            own = dict(zip(hyper, own))
-            self.lrs.append(own["lr"])
-            options.append({"params": [part[i] for part in pieces for i in ([0] if self.together else rows)],
-                            "betas": (own.get("beta1", 0.9), own.get("beta2", 0.999)),
-                            "eps": own.get("eps", 1e-8), "weight_decay": own.get("weight_decay", 0.0)})  # fmt: skip
-        self.optimiser = torch.optim.AdamW(options, fused=True)
+            rows.setdefault(own, []).append(i)
+        self.rows = list(rows.values()) if len(rows) > 1 else [[0]]
+        self.groups = []  # hyper-parameters, and what moves by them: numbers of the parts, two running means, steps taken
+        for own, params in zip(rows, self._pieces(self.parts)):
+            own, zeros = dict(zip(hyper, own)), torch.zeros_like
+            options = {"lr": own["lr"], "beta1": own.get("beta1", 0.9), "beta2": own.get("beta2", 0.999),
+                       "eps": own.get("eps", 1e-8), "weight_decay": own.get("weight_decay", 0.0)}  # fmt: skip
+            state = [*map(zeros, params)], [*map(zeros, params)], [], [torch.zeros(()) for _ in params]
+            self.groups.append((options, params, state))
 
-    def _pieces(self, tensor: Tensor) -> list[Tensor]:
-        return [_rows(tensor).flatten()] if self.together else list(_rows(tensor).unbind())
+    def _pieces(self, tensors: list[Tensor]) -> list[list[Tensor]]:
+        """For each group its share of every tensor, without a copy."""
+        if len(self.rows) == 1:
+            return [[_rows(tensor).flatten() for tensor in tensors]]
+        split = [_rows(tensor).unbind() for tensor in tensors]
+        return [[each[i] for each in split for i in rows] for rows in self.rows]
 
     def __call__(self, grads: list[Tensor], step: Tensor, factor: Tensor) -> None:
         """One step."""
-        pieces = iter(self.pieces)
-        for part, grad in zip(self.parts, clipped(grads, self.hyper)):
-            grad = grad if grad.stride() == part.stride() else torch.empty_like(part).copy_(grad)
-            for own in self._pieces(grad):
-                next(pieces).grad = own
-        for group, lr in zip(self.optimiser.param_groups, self.lrs):
-            group["lr"] = lr * float(factor)
-        self.optimiser.step()
+        grads = [
+            grad if grad.stride() == part.stride() else torch.empty_like(part).copy_(grad)
+            for part, grad in zip(self.parts, clipped(grads, self.hyper))
+        ]
+        for (options, params, state), own in zip(self.groups, self._pieces(grads)):
+            now = options | {"lr": options["lr"] * float(factor)}
+            fused_adamw(params, own, *state, **now, fused=True, amsgrad=False, maximize=False)
 
 
 class Mover:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from benchtop import report
@@ -115,19 +116,34 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class _Flops(TorchDispatchMode):
+    """``total`` of the floating-point operations run inside. PyTorch's own counter imports its compiler: over a second."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func.overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # else that import comes with the first operation here too
+        return False
+
+
 def work(job: Job, model: nn.Module) -> float:
     """Floating-point operations of one replica's step, counted on a copy; the model and its statistics stay untouched."""
     replica = job.replicas[0]
     state = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in model.named_parameters()}
-    state = {name: t.view_as(t) for name, t in state.items()}  # the counter breaks on a module fed with a leaf
     state |= {name: t.clone() for name, t in model.named_buffers()}
     state = {f"model.{name}": t for name, t in state.items()}
     batch = job.sample(job.generator(replica["seed"]))
     torch.manual_seed(replica["seed"])
-    with FlopCounterMode(display=False) as counter, job.rules(job.keys([replica])[0], stacked=False):
+    with _Flops() as counter, job.rules(job.keys([replica])[0], stacked=False):
         value = functional_call(_Call(model, job.loss), state, (batch,), {n: float(replica[n]) for n in job.named})
         torch.autograd.grad(value, [t for t in state.values() if t.requires_grad], allow_unused=True)
-    return counter.get_total_flops()
+    return counter.total
 
 
 def choose(job: Job, models: list[nn.Module], vectorize: bool | None, load: float) -> tuple[bool, str]:
